@@ -1,0 +1,60 @@
+# The two commands that matter: `make run` and `make test`. Either sets up .venv on
+# first use. On another Python: make venv PYTHON=/path/to/python3
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+# Options of the recipe, e.g. make run ARGS="--corpus mini_an4"
+ARGS :=
+# Options of pytest, e.g. make test PYTEST_ARGS="-k scoring"
+PYTEST_ARGS :=
+
+SOURCES := $(wildcard espnet_hra local tests)
+SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
+
+.PHONY: help venv run test test-slow lint clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*##/\1	/p' Makefile | expand -t 12
+
+venv: $(STAMP)  ## set up .venv (done by the other targets on first use)
+
+# Built again where the requirements changed or the folder was moved or damaged.
+$(STAMP): setup.cfg pyproject.toml local/find_python.sh
+	@if ! $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
+	    python=$$(bash local/find_python.sh); \
+	    echo "Making $(VENV) with $$python"; \
+	    "$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing ESPnet and PyTorch (2-4 minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
+	    --editable '.[test,dev]'
+	@touch $@
+	@echo "Installed in $(VENV)"
+
+run: $(STAMP)  ## run the recipe; ARGS="--corpus mini_an4" gives it options
+	@egs2/hra_asr/run.sh $(ARGS)
+
+# One thread for each of two processes beats two threads: most tests are short.
+test: $(STAMP)  ## run the quick tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile \
+	    --timeout 300 -q $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## run the tests that train models
+	@$(BIN)/python -m pytest -m slow --timeout 1800 -q $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## check the style of the code
+	@$(BIN)/black --check --quiet --diff $(SOURCES)
+	@$(BIN)/isort --check-only --diff $(SOURCES)
+	@$(BIN)/flake8 $(SOURCES)
+	@for script in $(SCRIPTS); do bash -n "$$script"; done
+	@echo "Style: fine"
+
+clean:  ## remove .venv and caches (data and experiments stay)
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,439 @@
+r"""Hierarchical recurrent adapters (HRA): all equations of the method.
+
+For one frame, x_l is the output of the frozen layer l = 1..L, of width d. A small
+recurrent *controller* of size c, shared by all layers and all tasks, runs over the
+**depth** of the encoder, and one small *head* per task, the same at every layer, writes
+back to the residual stream::
+
+    layer 1        layer 2                    layer L
+      | x_1          | x_2                      | x_L
+      |--norm,W--.   |--norm,W--.               |--norm,W--.
+      |          v   |          v               |          v
+      |    0 -> h_1 --------->  h_2 --> ... ------------>  h_L
+      |          |   |          |               |          |
+      + <-head---'   + <-head---'               + <-head---'
+      v y_1          v y_2                      v y_L
+
+    y_l = x_l + head_task(h_l)          what layer l+1 receives
+
+There is no recurrence over time, so frames, streaming and padding are unaffected. The
+source is arXiv 2403.19709; IndRNN is arXiv 1803.04831, the light GRU arXiv 1803.10225.
+
+What the paper leaves open, and what is chosen here:
+
+* a LayerNorm before W (``input_norm: layer_norm``; ``none`` switches it off);
+* u starts uniform in [0, ``recurrent_init``], by default 1;
+* the head's last matrix and bias start at zero, so that step 0 is the backbone;
+* controller and heads are trained together (``regime: joint``), or the controller is
+  frozen and only heads learn (``regime: new_task``).
+"""
+
+from typing import Any, Dict, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from espnet_hra.adapters.base import Adapter, AfterLayer, in_backward, in_checkpoint
+from espnet_hra.bank import TaskBank, Tensors
+
+
+def _dense(*shape: int) -> torch.nn.Parameter:
+    """A matrix to be initialised."""
+    return torch.nn.Parameter(torch.empty(*shape))
+
+
+def _init_matrix(matrix: torch.Tensor) -> None:
+    """Uniform in +-1/sqrt(columns), torch's default for a linear layer."""
+    bound = matrix.size(-1) ** -0.5
+    torch.nn.init.uniform_(matrix, -bound, bound)
+
+
+# ---------------------------------------------------------------------- controllers
+
+
+class Controller(torch.nn.Module):
+    """One step of the recurrence over depth; subclasses hold the equations.
+
+    Args:
+        d: Width of the encoder.
+        c: Size of the controller.
+        input_norm: Whether a LayerNorm stands before W.
+        recurrent_init: Upper bound of the initial recurrent weights u.
+    """
+
+    def __init__(
+        self, d: int, c: int, input_norm: bool = True, recurrent_init: float = 1.0
+    ):
+        super().__init__()
+        self.d, self.c, self.recurrent_init = d, c, recurrent_init
+        self.norm = torch.nn.LayerNorm(d) if input_norm else None
+        self.build()
+        self.reset_parameters()
+
+    def build(self) -> None:
+        """Create the parameters."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Initialise: W as torch's linear layers do, biases zero, u in [0, bound]."""
+        if self.norm is not None:
+            self.norm.reset_parameters()
+        for name, p in self.named_parameters(recurse=False):
+            if name == "b":
+                torch.nn.init.zeros_(p)
+            elif name == "u":
+                torch.nn.init.uniform_(p, 0.0, self.recurrent_init)
+            else:
+                _init_matrix(p)
+
+    @staticmethod
+    def count(d: int, c: int) -> int:
+        """Number of parameters without the norm, from the arithmetic."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+        """One layer further.
+
+        Args:
+            x: Output of the layer, (..., d).
+            h: State after the layer before, (..., c); None stands for zeros.
+
+        Returns:
+            State after this layer, (..., c).
+        """
+        return self.step(x if self.norm is None else self.norm(x), h)
+
+    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+        """The recurrence, on the normalised input. Shapes as in :meth:`forward`."""
+        raise NotImplementedError
+
+
+class IndRNN(Controller):
+    """``h_l = relu(W x_l + u * h_{l-1} + b)``, ``*`` element by element."""
+
+    def build(self) -> None:
+        self.W, self.b = _dense(self.c, self.d), _dense(self.c)
+        self.u = _dense(self.c)
+
+    @staticmethod
+    def count(d: int, c: int) -> int:
+        return d * c + 2 * c
+
+    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+        z = F.linear(x, self.W, self.b)
+        if h is not None:
+            z.addcmul_(self.u.to(z.dtype), h)  # in place: z is needed nowhere else
+        return z.relu_()
+
+
+class Memoryless(Controller):
+    """``h_l = relu(W x_l + b)``: u = 0, the control that shows what depth brings."""
+
+    def build(self) -> None:
+        self.W, self.b = _dense(self.c, self.d), _dense(self.c)
+
+    @staticmethod
+    def count(d: int, c: int) -> int:
+        return d * c + c
+
+    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+        return F.linear(x, self.W, self.b).relu_()
+
+
+class RNN(Controller):
+    """``h_l = relu(W x_l + U h_{l-1} + b)``, U a full c-by-c matrix."""
+
+    def build(self) -> None:
+        self.W, self.b = _dense(self.c, self.d), _dense(self.c)
+        self.U = _dense(self.c, self.c)
+
+    @staticmethod
+    def count(d: int, c: int) -> int:
+        return d * c + c * c + c
+
+    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+        z = F.linear(x, self.W, self.b)
+        if h is not None:
+            z.add_(F.linear(h, self.U))
+        return z.relu_()
+
+
+class LiGRU(Controller):
+    """Light GRU: an update gate, no reset gate, a relu candidate.
+
+    ::
+
+        z_l = sigmoid(W_z x_l + U_z h_{l-1} + b_z)
+        a_l = relu(W_a x_l + U_a h_{l-1} + b_a)
+        h_l = z_l * h_{l-1} + (1 - z_l) * a_l
+
+    W, U and b hold the gate's rows first and then the candidate's.
+    """
+
+    def build(self) -> None:
+        self.W, self.b = _dense(2 * self.c, self.d), _dense(2 * self.c)
+        self.U = _dense(2 * self.c, self.c)
+
+    @staticmethod
+    def count(d: int, c: int) -> int:
+        return 2 * (d * c + c * c + c)
+
+    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+        both = F.linear(x, self.W, self.b)
+        if h is not None:
+            both.add_(F.linear(h, self.U))
+        gate, candidate = both.chunk(2, dim=-1)
+        gate, candidate = gate.sigmoid(), candidate.relu()
+        if h is None:
+            return (1 - gate) * candidate
+        return torch.lerp(candidate, h, gate)  # candidate + gate * (h - candidate)
+
+
+CONTROLLERS = {"indrnn": IndRNN, "rnn": RNN, "ligru": LiGRU, "none": Memoryless}
+
+
+# ---------------------------------------------------------------------------- heads
+
+
+def affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """``weight x + bias`` with one matrix for the batch, or one per utterance.
+
+    Args:
+        x: (b, ..., i).
+        weight: (o, i), or (b, o, i).
+        bias: (o), or (b, o).
+
+    Returns:
+        (b, ..., o).
+    """
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    flat = x.reshape(x.size(0), -1, x.size(-1))  # [b, t, i]
+    y = torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2))  # [b, t, o]
+    return y.view(*x.shape[:-1], y.size(-1))
+
+
+class LinearHead:
+    """``V h + v``."""
+
+    @staticmethod
+    def layout(d: int, c: int, f: int) -> Dict[str, Sequence[int]]:
+        return {"V": (d, c), "v": (d,)}
+
+    @staticmethod
+    def count(d: int, c: int, f: int) -> int:
+        return c * d + d
+
+    @staticmethod
+    def init(p: Tensors) -> None:
+        p["V"].zero_()
+        p["v"].zero_()
+
+    @staticmethod
+    def apply(h: torch.Tensor, p: Tensors) -> torch.Tensor:
+        return affine(h, p["V"], p["v"])
+
+
+class FeedForwardHead:
+    """``V2 relu(V1 h + v1) + v2``."""
+
+    @staticmethod
+    def layout(d: int, c: int, f: int) -> Dict[str, Sequence[int]]:
+        return {"V1": (f, c), "v1": (f,), "V2": (d, f), "v2": (d,)}
+
+    @staticmethod
+    def count(d: int, c: int, f: int) -> int:
+        return c * f + f + f * d + d
+
+    @staticmethod
+    def init(p: Tensors) -> None:
+        _init_matrix(p["V1"])
+        p["v1"].zero_()
+        p["V2"].zero_()
+        p["v2"].zero_()
+
+    @staticmethod
+    def apply(h: torch.Tensor, p: Tensors) -> torch.Tensor:
+        return affine(affine(h, p["V1"], p["v1"]).relu(), p["V2"], p["v2"])
+
+
+HEADS = {"linear": LinearHead, "ffn": FeedForwardHead}
+
+
+# -------------------------------------------------------------------------- adapter
+
+
+class HierarchicalRecurrentAdapter(Adapter):
+    """One controller for all layers and tasks, one head per task.
+
+    Args:
+        width: Width d of the encoder.
+        num_layers: Number L of its layers (for the arithmetic only: neither controller
+            nor head depends on the depth).
+        controller: ``indrnn``, ``rnn``, ``ligru`` or ``none``.
+        controller_size: Size c of the controller.
+        head: ``linear`` or ``ffn``.
+        head_size: Inner size f of an ``ffn`` head.
+        input_norm: ``layer_norm`` or ``none``, before W.
+        recurrent_init: Upper bound of the initial u of an ``indrnn``.
+        regime: ``joint`` trains the controller with the heads; ``new_task`` freezes it.
+        ctc: ``frozen``: the CTC layer stays the backbone's.
+
+    Raises:
+        ValueError: A value is not possible.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        controller: str = "indrnn",
+        controller_size: int = 256,
+        head: str = "linear",
+        head_size: int = 64,
+        input_norm: str = "layer_norm",
+        recurrent_init: float = 1.0,
+        regime: str = "joint",
+        ctc: str = "frozen",
+    ):
+        super().__init__()
+        for key, value, possible in (
+            ("controller", controller, CONTROLLERS),
+            ("head", head, HEADS),
+            ("input_norm", input_norm, ("layer_norm", "none")),
+            ("regime", regime, ("joint", "new_task")),
+            ("ctc", ctc, ("frozen",)),
+        ):
+            if value not in possible:
+                raise ValueError(
+                    f"adapter_conf: {key}: {value!r} is not available; "
+                    f"built are: {', '.join(possible)}"
+                )
+        for key, value in (
+            ("controller_size", controller_size),
+            ("head_size", head_size),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"adapter_conf: {key}: {value!r} must be a whole number above 0"
+                )
+        self.width, self.num_layers = width, num_layers
+        self._config = {
+            "controller": controller,
+            "controller_size": controller_size,
+            "head": head,
+            "input_norm": input_norm,
+        }
+        if head == "ffn":
+            self._config["head_size"] = head_size
+        self._size = (width, controller_size, head_size)
+        self.controller = CONTROLLERS[controller](
+            width, controller_size, input_norm == "layer_norm", recurrent_init
+        )
+        self.head = HEADS[head]
+        self.heads = TaskBank(self.head.layout(*self._size), self.head.init)
+        self.regime = regime
+
+    @property
+    def config(self) -> Dict[str, Any]:
+        return {"adapter": "hra", "width": self.width, **self._config}
+
+    @property
+    def regime(self) -> str:
+        """``joint`` or ``new_task``; setting it freezes or frees the controller."""
+        frozen = not any(p.requires_grad for p in self.shared_parameters().values())
+        return "new_task" if frozen else "joint"
+
+    @regime.setter
+    def regime(self, value: str) -> None:
+        if value not in ("joint", "new_task"):
+            raise ValueError(f"regime: {value!r} must be 'joint' or 'new_task'")
+        for p in self.shared_parameters().values():
+            p.requires_grad_(value == "joint")
+
+    def reset_parameters(self) -> None:
+        """Initialise the controller and every head that exists."""
+        self.controller.reset_parameters()
+        for name in self.heads:
+            self.heads.initialise(self.heads.vector(name))
+
+    def espnet_initialization_fn(self) -> None:
+        """ESPnet's ``--init`` rewrites every matrix; a zero head must stay zero."""
+        self.reset_parameters()
+
+    def add_task(self, name: str) -> None:
+        self.heads.add(name, like=self.controller.W.detach())
+
+    def begin(self, names: Sequence[str]) -> AfterLayer:
+        device = self.controller.W.device.type
+        dtype = (
+            torch.get_autocast_dtype(device)
+            if torch.is_autocast_enabled(device)
+            else self.controller.W.dtype
+        )
+        return _DepthRecurrence(self, self.heads.gather(names, dtype))
+
+    def step(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], head: Tensors
+    ) -> Sequence[torch.Tensor]:
+        """One layer: the method in two lines.
+
+        Args:
+            x: Output of the frozen layer, (b, ..., d).
+            h: State of the controller after the layer before, (b, ..., c), or None.
+            head: Tensors of the task, or of one task per utterance.
+
+        Returns:
+            What the next layer receives, (b, ..., d), and the new state, (b, ..., c).
+        """
+        h = self.controller(x, h)
+        return x + self.head.apply(h, head).to(x.dtype), h
+
+    def formula(self) -> Dict[str, int]:
+        d, c, _ = self._size
+        norm = 0 if self.controller.norm is None else 2 * d
+        return {
+            "shared": self.controller.count(d, c) + norm,
+            "per_task": self.head.count(*self._size),
+        }
+
+    def macs(self) -> int:
+        shapes = [p.shape for p in self.controller.parameters()]
+        shapes += self.heads.layout.values()
+        # one for each weight of a matrix, biases and norms left out as usual
+        return self.num_layers * sum(s.numel() for s in shapes if len(s) == 2)
+
+
+class _DepthRecurrence:
+    """State of one pass over the depth: h after the latest layer, and the heads.
+
+    Layers are identified by their index because an encoder may skip one (layer drop),
+    or run its stack several times in one call (streaming blocks): a layer that is not
+    deeper than the latest starts a new pass with h = 0.
+    """
+
+    def __init__(self, adapter: HierarchicalRecurrentAdapter, head: Tensors):
+        self.adapter, self.head = adapter, head
+        self.h: Optional[torch.Tensor] = None
+        self.latest = -1
+        self.grad = torch.is_grad_enabled()
+        self.recomputing = in_backward()
+        # Activation checkpointing runs a layer again during backward; it must then
+        # meet the same h as the first time. Kept by layer, within a checkpoint only.
+        self.came_from: Dict[int, Optional[torch.Tensor]] = {}
+
+    def __call__(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        if in_backward() and not self.recomputing:
+            return self.adapter.step(x, self.came_from[index], self.head)[0]
+        if self.grad and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "reentrant activation checkpointing of single layers would lose the "
+                "gradient of the recurrence over depth: call "
+                "torch.utils.checkpoint.checkpoint with use_reentrant=False"
+            )
+        h = self.h if index > self.latest else None
+        if in_checkpoint():
+            self.came_from[index] = h
+        self.latest = index
+        y, self.h = self.adapter.step(x, h, self.head)
+        return y

@@ -1,0 +1,194 @@
+"""Where the parameters of the tasks live: one flat vector for each task.
+
+A task's tensors are laid end to end in **one** ``Parameter``. This is what makes ten
+thousand tasks cheap and keeps them apart:
+
+* A head that a step did not use has the gradient ``None`` (not zero), so no torch
+  optimizer moves it, whatever its momentum or weight decay.
+* Optimizers and gradient clipping loop over parameters in Python; one vector a task
+  instead of two or four tensors keeps that loop short.
+* A batch of mixed tasks stacks the vectors it needs, never the whole bank.
+
+In ``state_dict`` the vector of task ``it.carlo`` is called ``heads.it/carlo``: torch
+forbids dots in parameter names, and task names cannot contain a slash.
+"""
+
+import re
+from typing import Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+
+import torch
+
+from espnet_hra.errors import TaskError, listing
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Tensors = Dict[str, torch.Tensor]
+
+
+def check_task_name(name: object) -> str:
+    """Return the name if it is a valid task name.
+
+    Raises:
+        TaskError: The name is no string or has other characters than the allowed.
+    """
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise TaskError(
+            f"{name!r} is not a task name: use up to 128 letters, digits, dots, "
+            "underscores and hyphens, beginning with a letter or digit"
+        )
+    return name
+
+
+class TaskBank(torch.nn.Module):
+    """The parameters of all tasks, one flat vector each.
+
+    Args:
+        layout: Names and shapes of a task's tensors, in their order in the vector.
+        init: Fills a new task's tensors (views of its vector) in place.
+    """
+
+    def __init__(
+        self,
+        layout: Mapping[str, Sequence[int]],
+        init: Callable[[Tensors], None],
+    ):
+        super().__init__()
+        self.layout = {name: torch.Size(shape) for name, shape in layout.items()}
+        self.size = sum(shape.numel() for shape in self.layout.values())
+        self._init = init
+
+    # `_parameters` is written to directly: `register_parameter` and `setattr` refuse
+    # names such as "keys", "type" or "train" that modules have methods for.
+
+    @property
+    def names(self) -> Tuple[str, ...]:
+        """Names of the tasks, in the order in which they were added."""
+        return tuple(key.replace("/", ".") for key in self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.replace(".", "/") in self._parameters
+
+    def vector(self, name: str) -> torch.nn.Parameter:
+        """The flat parameter of a task, shape (size,).
+
+        Raises:
+            TaskError: The task is unknown.
+        """
+        try:
+            return self._parameters[name.replace(".", "/")]
+        except KeyError:
+            raise TaskError(
+                f"unknown task {name!r}; known tasks: {listing(self.names)}"
+            ) from None
+
+    def add(self, name: str, like: torch.Tensor) -> None:
+        """Add a task with newly initialised tensors.
+
+        Args:
+            name: Name of the new task.
+            like: A tensor on the device and of the type that the task shall have.
+
+        Raises:
+            TaskError: The name is not valid or taken.
+        """
+        check_task_name(name)
+        if name in self:
+            raise TaskError(
+                f"task {name!r} exists already; remove it first, or choose another "
+                f"name than {listing(self.names)}"
+            )
+        vector = torch.nn.Parameter(torch.empty(self.size).to(like))
+        self.initialise(vector)
+        self._parameters[name.replace(".", "/")] = vector
+
+    def initialise(self, vector: torch.Tensor) -> None:
+        """Fill a task's vector with initial values."""
+        with torch.no_grad():
+            self._init(self.split(vector))
+
+    def remove(self, name: str) -> None:
+        """Forget a task.
+
+        Raises:
+            TaskError: The task is unknown.
+        """
+        self.vector(name)
+        del self._parameters[name.replace(".", "/")]
+
+    def put(
+        self, name: str, tensors: Mapping[str, torch.Tensor], like: torch.Tensor
+    ) -> None:
+        """Give a task, new or existing, the values of these tensors.
+
+        An existing task keeps its ``Parameter``, so that an optimizer keeps it too; a
+        new one appears complete, so that no other thread can meet it half-filled.
+
+        Args:
+            name: Name of the task.
+            tensors: For each name of the layout a tensor of its shape.
+            like: A tensor on the device and of the type that a new task shall have.
+        """
+        flat = torch.cat([tensors[part].reshape(-1) for part in self.layout])
+        with torch.no_grad():
+            if name in self:
+                self.vector(name).copy_(flat)
+            else:
+                vector = torch.nn.Parameter(flat.to(like))
+                self._parameters[check_task_name(name).replace(".", "/")] = vector
+
+    def split(self, vector: torch.Tensor) -> Tensors:
+        """The tensors of a task as views of its vector.
+
+        Args:
+            vector: Shape (size,), or (batch, size) for one task per utterance.
+
+        Returns:
+            For each name of the layout a view of shape (...) or (batch, ...).
+        """
+        parts = vector.split([s.numel() for s in self.layout.values()], dim=-1)
+        return {
+            name: part.view(*vector.shape[:-1], *shape)
+            for (name, shape), part in zip(self.layout.items(), parts)
+        }
+
+    def tensors(self, name: str) -> Tensors:
+        """The tensors of one task by name (views: writing to them changes the task).
+
+        Raises:
+            TaskError: The task is unknown.
+        """
+        return self.split(self.vector(name).detach())
+
+    def gather(self, names: Sequence[str], dtype: torch.dtype) -> Tensors:
+        """The tensors that a batch needs.
+
+        Args:
+            names: One task for the whole batch, or one per utterance.
+            dtype: Type to compute in; converted once for all layers.
+
+        Returns:
+            Tensors of the layout's shapes if one task serves the whole batch, else
+            with a leading batch axis. Only the tasks named are read; each gets its own
+            gradient.
+
+        Raises:
+            TaskError: A task is unknown.
+        """
+        distinct: List[str] = list(dict.fromkeys(names))
+        if len(distinct) == 1:
+            return self.split(self.vector(distinct[0]).to(dtype))
+        rows = torch.stack([self.vector(name) for name in distinct]).to(dtype)
+        if len(distinct) < len(names):
+            position = {name: i for i, name in enumerate(distinct)}
+            index = [position[name] for name in names]
+            rows = rows.index_select(0, torch.tensor(index, device=rows.device))
+        return self.split(rows)  # [b, ...]
+
+    def extra_repr(self) -> str:
+        return f"tasks={len(self)}, parameters_per_task={self.size:,}"

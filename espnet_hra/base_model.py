@@ -1,0 +1,310 @@
+"""The frozen base: an ESPnet model that adapters stand on.
+
+A base is loaded whole (frontend, normalisation with its statistics, encoder, CTC,
+decoder), named in the saved configuration, and verified by fingerprint whenever it is
+loaded again.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import yaml
+
+from espnet_hra.errors import BaseModelError
+from espnet_hra.fingerprint import fingerprint
+
+#: Keys of an ESPnet configuration that describe the model and its tokens: these come
+#: along with a base. Everything else (data, optimisation) is the adaptation's own.
+MODEL_KEYS = (
+    "token_list",
+    "token_type",
+    "bpemodel",
+    "non_linguistic_symbols",
+    "cleaner",
+    "g2p",
+    "input_size",
+    "ctc_conf",
+    "joint_net_conf",
+    "use_preprocessor",
+    "preprocessor",
+    "preprocessor_conf",
+    "speech_volume_normalize",
+    "frontend",
+    "frontend_conf",
+    "normalize",
+    "normalize_conf",
+    "model",
+    "model_conf",
+    "preencoder",
+    "preencoder_conf",
+    "encoder",
+    "encoder_conf",
+    "postencoder",
+    "postencoder_conf",
+    "decoder",
+    "decoder_conf",
+)
+
+#: Keys that hold the path of a file.
+_FILES = (
+    ("token_list",),
+    ("bpemodel",),
+    ("non_linguistic_symbols",),
+    ("normalize_conf", "stats_file"),
+)
+
+#: Which file of an experiment folder is its model, best first.
+_CHECKPOINTS = (
+    r"valid\.acc\.ave\.pth",
+    r"valid\.acc\.best\.pth",
+    r"valid\.cer_ctc\.ave\.pth",
+    r"valid\.cer_ctc\.best\.pth",
+    r"valid\.cer\.ave\.pth",
+    r"valid\.cer\.best\.pth",
+    r"valid\.loss\.ave\.pth",
+    r"valid\.loss\.best\.pth",
+    r"valid\..*\.ave\.pth",
+    r".*\.ave_\d+best\.pth",
+    r"valid\..*\.best\.pth",
+    r"latest\.pth",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """An opened base.
+
+    Attributes:
+        source: How it was named.
+        model_file: Its checkpoint.
+        config_file: Its training configuration; None for a bare checkpoint.
+    """
+
+    source: str
+    model_file: Path
+    config_file: Optional[Path]
+
+    def model_config(self) -> Dict[str, Any]:
+        """The part of its configuration that comes along, see :data:`MODEL_KEYS`."""
+        if self.config_file is None:
+            return {}
+        config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        config = {key: config[key] for key in MODEL_KEYS if key in config}
+        for keys in _FILES:
+            self._find_file(config, keys)
+        return config
+
+    def _find_file(self, config: Dict[str, Any], keys: Tuple[str, ...]) -> None:
+        """Resolve a path that is relative to the folder where the base was trained."""
+        for key in keys[:-1]:
+            config = config.get(key) or {}
+        value = config.get(keys[-1])
+        if not isinstance(value, str) or os.path.isabs(value):
+            return
+        for folder in (Path.cwd(), *self.config_file.resolve().parents):
+            if (folder / value).is_file():
+                config[keys[-1]] = str(folder / value)
+                return
+
+    def state_dict(self) -> Dict[str, torch.Tensor]:
+        """Its weights, read without unpickling objects.
+
+        Raises:
+            BaseModelError: The file is no checkpoint.
+        """
+        from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+        try:
+            state = safe_torch_load(str(self.model_file), map_location="cpu")
+        except Exception as e:
+            raise BaseModelError(
+                f"{self.model_file}: not a readable checkpoint ({e}); give an ESPnet "
+                "model trained to the end, or download it again"
+            ) from e
+        for key in ("module", "state_dict", "model"):  # deepspeed, lightning, resume
+            if isinstance(state.get(key), dict):
+                state = state[key]
+        # Packs may be stored in half precision; a model always computes in its own.
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def open_base(source: str, cache: Optional[str] = None) -> BaseModel:
+    """Find the checkpoint and configuration of a base.
+
+    Args:
+        source: A checkpoint (``.pth``), an experiment folder or unpacked pack, a zip of
+            ``espnet2.bin.pack``, or a tag of the model zoo or the Hugging Face hub.
+        cache: Folder for unpacked and downloaded packs; None for the model zoo's own.
+
+    Raises:
+        BaseModelError: There is no such base, or it is incomplete.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".pth" and path.is_file():
+        config = path.parent / "config.yaml"
+        return BaseModel(source, path, config if config.is_file() else None)
+    if path.is_dir():
+        return _from_folder(source, path)
+    if path.is_file():
+        return _from_pack(source, _unpack(path, cache))
+    if os.sep in source and not re.fullmatch(r"[\w.-]+/[\w.@-]+", source):
+        raise BaseModelError(
+            f"{source}: no such file or folder; a base is an ESPnet pack (.zip), an "
+            "experiment folder, a checkpoint (.pth), or a tag of the model zoo"
+        )
+    return _from_pack(source, _download(source, cache))
+
+
+def _from_folder(source: str, folder: Path) -> BaseModel:
+    meta = folder / "meta.yaml"
+    if meta.is_file():
+        content = yaml.safe_load(meta.read_text(encoding="utf-8"))
+        names = {**content.get("yaml_files", {}), **content.get("files", {})}
+        files = {key: str(folder / name) for key, name in names.items()}
+        return _from_pack(source, files)
+    config = folder / "config.yaml"
+    found = sorted(p for p in folder.glob("*.pth") if p.name != "checkpoint.pth")
+    for pattern in _CHECKPOINTS:
+        for file in found:
+            if re.fullmatch(pattern, file.name) and config.is_file():
+                return BaseModel(source, file, config)
+    raise BaseModelError(
+        f"{source}: no ESPnet model in this folder; expected meta.yaml, or config.yaml "
+        "beside a checkpoint such as valid.acc.ave.pth"
+    )
+
+
+def _from_pack(source: str, files: Dict[str, Any]) -> BaseModel:
+    try:
+        config, model = files["asr_train_config"], files["asr_model_file"]
+    except KeyError as e:
+        raise BaseModelError(
+            f"{source}: this pack has no {e.args[0]}; only models for speech "
+            "recognition (asr) can be adapted"
+        ) from None
+    for file in (config, model):
+        if not Path(file).is_file():
+            raise BaseModelError(f"{source}: the pack names {file}, which is missing")
+    return BaseModel(source, Path(model), Path(config))
+
+
+def _downloader(cache: Optional[str]):
+    from espnet_model_zoo.downloader import ModelDownloader
+
+    return ModelDownloader(cache) if cache else ModelDownloader()
+
+
+def _unpack(path: Path, cache: Optional[str]) -> Dict[str, Any]:
+    """Unpack a local zip; the cache goes by content, because the zoo's goes by path."""
+    if not zipfile.is_zipfile(path):
+        raise BaseModelError(
+            f"{path}: neither a zip nor a checkpoint (.pth); a base is an ESPnet pack, "
+            "an experiment folder, a checkpoint, or a tag of the model zoo"
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    root = Path(cache) if cache else Path.home() / ".cache" / "espnet_hra"
+    folder = root / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _downloader(str(folder)).unpack_local_file(str(path))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as e:
+        raise BaseModelError(f"{path}: not a readable ESPnet pack ({e})") from e
+
+
+def _download(tag: str, cache: Optional[str]) -> Dict[str, Any]:
+    try:
+        return _downloader(cache).download_and_unpack(tag)
+    except Exception as e:
+        raise BaseModelError(
+            f"{tag}: neither a file or folder here nor a model that could be fetched "
+            f"from the model zoo ({type(e).__name__}: {e})"
+        ) from e
+
+
+def components(model: torch.nn.Module) -> Dict[str, List[Tuple[str, torch.Tensor]]]:
+    """The base's tensors within a model, by component (encoder, ctc, ...)."""
+    parts: Dict[str, List[Tuple[str, torch.Tensor]]] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if not key.startswith("encoder.adapter."):
+            name, _, rest = key.partition(".")
+            parts.setdefault(name, []).append((rest, tensor))
+    return parts
+
+
+def fingerprints(model: torch.nn.Module) -> Dict[str, str]:
+    """Fingerprints of the base within a model, by component.
+
+    The one of the encoder equals ``encoder.backbone_fingerprint``.
+    """
+    return {name: fingerprint(part) for name, part in components(model).items()}
+
+
+def load_base(
+    model: torch.nn.Module, base: BaseModel, expected: Optional[Dict[str, str]] = None
+) -> Dict[str, str]:
+    """Load a base whole into an adapted model, and verify it.
+
+    Args:
+        model: Model whose encoder has an adapter.
+        base: The base.
+        expected: Fingerprints that it must have, by component; None for a new run.
+
+    Returns:
+        Its fingerprints.
+
+    Raises:
+        BaseModelError: Keys are missing or surplus, shapes differ, or the fingerprint
+            is another.
+    """
+    state = {
+        k: v
+        for k, v in base.state_dict().items()
+        if not k.startswith("encoder.adapter.")
+    }
+    needed = {
+        f"{name}.{key}" if key else name: tensor
+        for name, part in components(model).items()
+        for key, tensor in part
+    }
+    problems = []
+    missing, surplus = sorted(needed.keys() - state), sorted(state.keys() - needed)
+    if missing:
+        problems.append(f"{len(missing)} keys are missing ({_some(missing)})")
+    if surplus:
+        problems.append(f"{len(surplus)} keys are surplus ({_some(surplus)})")
+    other = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(t.shape)}"
+        for k, t in needed.items()
+        if k in state and state[k].shape != t.shape
+    ]
+    if other:
+        problems.append(f"{len(other)} shapes differ ({_some(other)})")
+    if problems:
+        raise BaseModelError(
+            f"{base.model_file} does not fit this configuration: "
+            f"{'; '.join(problems)}. Take the base's own configuration: leave the "
+            "model's keys out and give --pretrained_model the folder or pack"
+        )
+    model.load_state_dict(state, strict=False)  # strictness was checked above
+    found = fingerprints(model)
+    wrong = [k for k in (expected or {}) if found.get(k) != expected[k]]
+    if wrong:
+        raise BaseModelError(
+            f"{base.source}: this is not the base that the adapter was trained on; "
+            + "; ".join(
+                f"{k}: expected {expected[k]}, found {found.get(k)}" for k in wrong
+            )
+        )
+    logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
+    return found
+
+
+def _some(items: List[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")

@@ -1,0 +1,1 @@
+"""Programs with the options of ESPnet's programs of the same name."""

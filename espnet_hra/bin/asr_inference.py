@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Decode with tasks: `espnet2.bin.asr_inference` for adapted models."""
+
+import sys
+from typing import Optional, Sequence
+
+from espnet2.bin.asr_inference import get_parser as get_espnet_parser
+from espnet2.legacy.utils.cli_utils import get_commandline_args
+from espnet2.utils import config_argparse
+from espnet2.utils.types import str2bool, str_or_none
+
+from espnet_hra.inference import inference
+
+_OWN = ("task", "ctc_greedy", "pretrained_model")
+
+
+def get_parser() -> config_argparse.ArgumentParser:
+    """ESPnet's options and those of tasks."""
+    parser = get_espnet_parser()
+    group = parser.add_argument_group("Adaptation related")
+    group.add_argument(
+        "--task",
+        type=str_or_none,
+        default=None,
+        help="The task of all utterances; for one per utterance, give the data stream "
+        "--data_path_and_name_and_type PATH/utt2task,utt2task,text instead",
+    )
+    group.add_argument(
+        "--ctc_greedy",
+        type=str2bool,
+        default=False,
+        help="Take the best CTC symbol of each frame instead of a beam search",
+    )
+    group.add_argument(
+        "--pretrained_model",
+        type=str_or_none,
+        default=None,
+        help="Where the frozen base is, if not where the saved configuration says",
+    )
+    return parser
+
+
+def main(cmd: Optional[Sequence[str]] = None) -> None:
+    """Decode; `--help` lists the options."""
+    print(get_commandline_args(), file=sys.stderr)
+    args = get_parser().parse_args(cmd)
+    extra = {name: vars(args).pop(name) for name in _OWN}
+    inference(args, extra)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Train an adapter (or a backbone): `espnet2.bin.asr_train` with frozen bases."""
+
+from typing import Optional, Sequence
+
+from espnet_hra.task import HRATask
+
+
+def main(cmd: Optional[Sequence[str]] = None) -> None:
+    """Train; `--help` lists the options."""
+    HRATask.main(cmd=cmd)
+
+
+if __name__ == "__main__":
+    main()

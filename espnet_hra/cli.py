@@ -1,0 +1,74 @@
+"""The command `espnet-hra` and its sub-commands."""
+
+import argparse
+import json
+import sys
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+from espnet_hra.errors import UserError
+
+
+def _train(argv: List[str]) -> None:
+    from espnet_hra.bin import asr_train
+
+    asr_train.main(argv)
+
+
+def _decode(argv: List[str]) -> None:
+    from espnet_hra.bin import asr_inference
+
+    asr_inference.main(argv)
+
+
+def _params(argv: List[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra params",
+        description="Table of trainable, shared and per-task parameters, and of "
+        "multiply-accumulates, of a training configuration (yours, or a saved one).",
+    )
+    parser.add_argument("config", help="ESPnet configuration (.yaml), e.g. config.yaml")
+    parser.add_argument("--pretrained_model", help="The frozen base, if not in it")
+    parser.add_argument("--token_list", help="Token list, if not in it")
+    parser.add_argument("--json", action="store_true", help="Print JSON, not a table")
+    args = parser.parse_args(argv)
+
+    from espnet_hra import params
+    from espnet_hra.task import HRATask
+
+    options = ["--config", args.config, "--output_dir", "unused"]
+    for name in ("pretrained_model", "token_list"):
+        if getattr(args, name) is not None:
+            options += [f"--{name}", getattr(args, name)]
+    counts = params.count(HRATask.build_untrained(options))
+    print(json.dumps(counts, indent=2) if args.json else params.table(counts))
+
+
+_COMMANDS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
+    "train": (_train, "train an adapter on a frozen base (ESPnet's options)"),
+    "decode": (_decode, "decode data with tasks (ESPnet's options)"),
+    "params": (_params, "table of trainable and per-task parameters"),
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run a sub-command; errors of use end with one line and exit status 1 or 2."""
+    commands = "\n".join(f"  {name:<8}{text}" for name, (_, text) in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra",
+        usage="espnet-hra COMMAND [OPTION ...]",
+        description="Hierarchical recurrent adapters for ESPnet.",
+        epilog=f"commands:\n{commands}\n\nespnet-hra COMMAND --help lists its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="below")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv[:1])
+
+    try:
+        _COMMANDS[args.command][0](argv[1:])
+    except UserError as e:
+        sys.exit(f"espnet-hra {args.command}: {e}")
+
+
+if __name__ == "__main__":
+    main()

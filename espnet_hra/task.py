@@ -1,0 +1,321 @@
+"""ESPnet's ASR task for adapted models: `espnet2.tasks.asr.ASRTask` plus a frozen base.
+
+Everything that ASRTask can do, this one can. What it adds: the encoders ``hra_...``,
+``--pretrained_model`` and the options below, and the data stream ``utt2task``. It
+registers when it is imported, so that spawned workers find it as well.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+import yaml
+from espnet2.tasks.asr import ASRTask
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.utils.types import str2bool, str_or_none
+
+from espnet_hra import params, registry
+from espnet_hra.base_model import load_base, open_base
+from espnet_hra.encoder import PREFIX, AdaptedEncoder, read_tasks
+from espnet_hra.errors import BaseModelError
+from espnet_hra.model import (
+    ADAPTER_PREFIX,
+    DATA_NAME,
+    TaskNames,
+    freeze_base,
+    make_task_aware,
+)
+from espnet_hra.trainer import AdapterTrainer
+
+registry.register()
+
+AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class HRATask(ASRTask):
+    """Speech recognition with a frozen base and an adapter."""
+
+    trainer = AdapterTrainer
+
+    #: Where the base is, if not where the saved configuration says.
+    base_override: Optional[str] = None
+
+    # ------------------------------------------------------------------- options
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """ASRTask's options and those of adaptation."""
+        super().add_task_arguments(parser)
+        group = parser.add_argument_group("Adaptation related")
+        group.add_argument(
+            "--pretrained_model",
+            type=str_or_none,
+            default=None,
+            help="The frozen base: an ESPnet pack (zip), an experiment folder, a "
+            "checkpoint (.pth) or a tag of the model zoo. Its frontend, normalisation, "
+            "tokens, encoder and CTC come along",
+        )
+        group.add_argument(
+            "--base_fingerprint",
+            type=json.loads,
+            default=None,
+            help="Fingerprints that the base must have (JSON, by component). Written "
+            "to the saved configuration and verified whenever it is used",
+        )
+        group.add_argument(
+            "--init_adapter",
+            type=str_or_none,
+            default=None,
+            help="Start from the controller and heads in the checkpoint of an earlier "
+            "adaptation. Needed for adapter_conf.regime=new_task",
+        )
+        group.add_argument(
+            "--autocast",
+            type=str,
+            default="none",
+            choices=list(AUTOCAST),
+            help="Automatic mixed precision within the model's forward while training, "
+            "on CPUs as well (unlike --use_amp)",
+        )
+        group.add_argument(
+            "--check_data",
+            type=str2bool,
+            default=True,
+            help="Check all audio, transcripts and tasks before training",
+        )
+        group.add_argument(
+            "--skip_bad",
+            type=str2bool,
+            default=False,
+            help="Leave out and count utterances that fail the check, instead of "
+            "stopping with the report",
+        )
+
+    @classmethod
+    def parse(cls, cmd: Optional[Sequence[str]] = None) -> argparse.Namespace:
+        """Parse options; the base's configuration supplies the model's defaults.
+
+        Explicit keys, on the command line or in ``--config``, win over the base's;
+        ``encoder_conf`` is merged key by key.
+        """
+        parser = cls.get_parser()
+        args = parser.parse_args(cmd)
+        if args.pretrained_model is None:
+            return args
+        inherited = open_base(args.pretrained_model).model_config()
+        encoder = inherited.pop("encoder", None)
+        encoder_conf = inherited.pop("encoder_conf", None) or {}
+        default_encoder = parser.get_default("encoder")
+        parser = cls.get_parser()
+        parser.set_defaults(**inherited)
+        args = parser.parse_args(cmd)
+        if encoder is None:
+            return args
+        if args.encoder == default_encoder:
+            args.encoder = PREFIX + encoder.removeprefix(PREFIX)
+        args.encoder_conf = {**encoder_conf, **(args.encoder_conf or {})}
+        # A base that is itself adapted is taken for its backbone.
+        if encoder_conf.get("backbone_fingerprint"):
+            args.encoder_conf.pop("backbone_fingerprint")
+        return args
+
+    @classmethod
+    def main(
+        cls,
+        args: Optional[argparse.Namespace] = None,
+        cmd: Optional[Sequence[str]] = None,
+    ) -> None:
+        """Train. Options as of ``espnet2.bin.asr_train`` and those above."""
+        super().main(args=cls.parse(cmd) if args is None else args)
+
+    # ---------------------------------------------------------------------- data
+
+    @classmethod
+    def optional_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> Tuple[str, ...]:
+        """ASRTask's, and the task of each utterance."""
+        return (*super().optional_data_names(train, inference), DATA_NAME)
+
+    @classmethod
+    def build_preprocess_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Optional[Callable[[str, Dict[str, Any]], Dict[str, Any]]]:
+        """ASRTask's, and task names as arrays."""
+        return TaskNames(super().build_preprocess_fn(args, train))
+
+    # --------------------------------------------------------------------- model
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
+        """Build the model, load its base, verify it and freeze it.
+
+        Raises:
+            BaseModelError: There is no base, or it is not the one of the saved
+                configuration.
+            TaskError: A task name is not valid.
+        """
+        adapted = (args.encoder or "").startswith(PREFIX)
+        if not adapted and getattr(args, "pretrained_model", None) is not None:
+            raise BaseModelError(
+                f"--pretrained_model is the frozen base of an adapted encoder, and "
+                f"this configuration has encoder: {args.encoder}; write "
+                f"encoder: {PREFIX}{args.encoder}, or use --init_param to train it all"
+            )
+        if adapted and "tasks" in args.encoder_conf:
+            # Inlined, as ESPnet does with the token list, to keep a pack whole.
+            args.encoder_conf["tasks"] = list(read_tasks(args.encoder_conf["tasks"]))
+        model = super().build_model(args)
+        make_task_aware(model)
+        if adapted and not getattr(args, "collect_stats", False):
+            freeze_base(model)
+            cls._load_base(args, model)
+        return model
+
+    @classmethod
+    def _load_base(cls, args: argparse.Namespace, model: torch.nn.Module) -> None:
+        """Load the base whole and write its fingerprints to the configuration."""
+        source = cls.base_override or _base_source(args)
+        expected = getattr(args, "base_fingerprint", None)
+        args.base_fingerprint = load_base(model, open_base(source), expected)
+        local = Path(source).expanduser()
+        args.pretrained_model = str(local.resolve()) if local.exists() else source
+        args.encoder_conf["backbone_fingerprint"] = args.base_fingerprint["encoder"]
+        model.encoder.expected_fingerprint = args.base_fingerprint["encoder"]
+        model.encoder.verify_backbone()
+
+    @classmethod
+    def build_untrained(cls, cmd: Sequence[str]) -> torch.nn.Module:
+        """The model of a training configuration, without its weights.
+
+        Args:
+            cmd: Options as of a training.
+
+        Raises:
+            BaseModelError: The configuration's encoder is not an adapted one.
+        """
+        args = cls.parse(cmd)
+        if not args.encoder.startswith(PREFIX):
+            raise BaseModelError(
+                f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
+            )
+        args.encoder_conf["tasks"] = read_tasks(args.encoder_conf.get("tasks"))
+        model = super().build_model(args)
+        freeze_base(model)
+        return model
+
+    @classmethod
+    def build_optimizers(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> List[torch.optim.Optimizer]:
+        """As ASRTask; the last step before training prepares the model for it."""
+        model.autocast_dtype = AUTOCAST[args.autocast]
+        if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
+            _load_initial_adapter(args, model)
+            _report_parameters(args, model)
+            # A mixed batch uses some heads only.
+            args.unused_parameters = True
+        return super().build_optimizers(args, model)
+
+    @classmethod
+    def build_model_from_file(
+        cls,
+        config_file: Union[Path, str, None] = None,
+        model_file: Union[Path, str, None] = None,
+        device: str = "cpu",
+    ) -> Tuple[torch.nn.Module, argparse.Namespace]:
+        """Build a trained model for inference. Unlike ESPnet's, loading is strict.
+
+        Args:
+            config_file: Saved configuration; by default beside `model_file`.
+            model_file: Checkpoint: of the adapter, or of a whole model without one.
+            device: Where to put the model.
+
+        Raises:
+            BaseModelError: Keys are missing or surplus, or the base is missing or not
+                the one that the adapter was trained on.
+        """
+        if model_file is None:
+            raise BaseModelError(
+                f"{config_file}: no checkpoint was given; without it the adapter would "
+                "not change anything. Give the file, e.g. valid.cer_ctc.ave.pth"
+            )
+        config_file = Path(config_file or Path(model_file).parent / "config.yaml")
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        args = argparse.Namespace(**config)
+        args.init = None  # the checkpoint replaces whatever it would give
+        model = cls.build_model(args)
+        state = safe_torch_load(str(model_file), map_location="cpu")
+        if isinstance(state.get("model"), dict):  # checkpoint.pth, made for resuming
+            state = state["model"]
+        prefix = ""
+        if isinstance(model.encoder, AdaptedEncoder):
+            prefix = ADAPTER_PREFIX
+        own = {key for key in model.state_dict() if key.startswith(prefix)}
+        missing, surplus = sorted(own - state.keys()), sorted(state.keys() - own)
+        if missing or surplus:
+            raise BaseModelError(
+                f"{model_file} does not fit {config_file}: {len(missing)} keys are "
+                f"missing {missing[:3]}, {len(surplus)} surplus {surplus[:3]}"
+            )
+        model.load_state_dict(state, strict=not prefix)
+        return model.to(device), args
+
+
+def _base_source(args: argparse.Namespace) -> str:
+    """How the configuration names its base."""
+    if getattr(args, "pretrained_model", None) is not None:
+        return args.pretrained_model
+    files = list(getattr(args, "init_param", None) or [])
+    if len(files) == 1 and ":" not in files[0]:
+        args.init_param = []  # it is loaded here, whole and verified
+        return files[0]
+    raise BaseModelError(
+        f"encoder: {args.encoder} needs the trained model that it adapts, and a part "
+        "of one would leave the rest random: give --pretrained_model ZIP|DIR|TAG|FILE"
+        + (f" instead of --init_param {' '.join(files)}" if files else "")
+    )
+
+
+def _load_initial_adapter(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Start from an earlier adapter's controller and heads."""
+    adapter = model.encoder.adapter
+    if args.init_adapter is None:
+        if adapter.regime == "new_task":
+            raise BaseModelError(
+                "regime: new_task freezes the controller, which would be random: give "
+                "--init_adapter the checkpoint of a joint training"
+            )
+        return
+    state = {
+        key.removeprefix(ADAPTER_PREFIX): tensor
+        for key, tensor in safe_torch_load(
+            args.init_adapter, map_location="cpu"
+        ).items()
+        if key.startswith(ADAPTER_PREFIX)
+    }
+    own = adapter.state_dict()
+    missing = [k for k in own if not k.startswith("heads.") and k not in state]
+    other = [k for k in own.keys() & state if own[k].shape != state[k].shape]
+    if missing or other:
+        raise BaseModelError(
+            f"--init_adapter {args.init_adapter}: not an adapter of this configuration "
+            f"(missing: {missing or 'none'}; of another shape: {other or 'none'})"
+        )
+    taken = {key: state[key] for key in own.keys() & state}
+    adapter.load_state_dict(taken, strict=False)
+    logging.info(f"Started from {args.init_adapter}: {', '.join(sorted(taken))}")
+
+
+def _report_parameters(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Log the table of parameters and keep it beside the configuration."""
+    counts = params.count(model)
+    logging.info(params.table(counts))
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(counts, indent=2) + "\n"
+        (folder / "params.json").write_text(text, encoding="utf-8")
