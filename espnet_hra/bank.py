@@ -13,30 +13,14 @@ In ``state_dict`` the vector of task ``it.carlo`` is called ``heads.it/carlo``: 
 forbids dots in parameter names, and task names cannot contain a slash.
 """
 
-import re
 from typing import Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import torch
 
-from espnet_hra.errors import TaskError, listing
-
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+from espnet_hra.errors import TaskError
+from espnet_hra.names import check_task_name, listing
 
 Tensors = Dict[str, torch.Tensor]
-
-
-def check_task_name(name: object) -> str:
-    """Return the name if it is a valid task name.
-
-    Raises:
-        TaskError: The name is no string or has other characters than the allowed.
-    """
-    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
-        raise TaskError(
-            f"{name!r} is not a task name: use up to 128 letters, digits, dots, "
-            "underscores and hyphens, beginning with a letter or digit"
-        )
-    return name
 
 
 class TaskBank(torch.nn.Module):

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from espnet_hra.errors import UserError
+from espnet_hra.errors import one_line
 
 
 def _train(argv: List[str]) -> None:
@@ -64,10 +64,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv[:1])
 
-    try:
+    with one_line(f"espnet-hra {args.command}"):
         _COMMANDS[args.command][0](argv[1:])
-    except UserError as e:
-        sys.exit(f"espnet-hra {args.command}: {e}")
 
 
 if __name__ == "__main__":

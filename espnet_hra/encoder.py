@@ -20,9 +20,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from espnet_hra import selection, taskfile
 from espnet_hra.adapters import build_adapter
 from espnet_hra.adapters.base import AfterLayer, in_backward, in_checkpoint
-from espnet_hra.bank import check_task_name
 from espnet_hra.errors import TaskError
-from espnet_hra.fingerprint import FingerprintCache
+from espnet_hra.fingerprint import FingerprintCache, fingerprint
+from espnet_hra.names import check_task_name
 
 PREFIX = "hra_"
 
@@ -103,12 +103,10 @@ class AdaptedEncoder(torch.nn.Module):
             self.adapter.add_task(name)
         self.expected_fingerprint = backbone_fingerprint
         self._verified = False
-        self._backbone_cache, self._shared_cache = (
-            FingerprintCache(),
-            FingerprintCache(),
-        )
+        self._backbone_cache = FingerprintCache()
         self._default: Any = selection.UNSET
         self._choice_of = WeakTensorKeyDictionary()
+        freeze_statistics(self, self.training, except_under="adapter")
 
     # ------------------------------------------------------------------- forward
 
@@ -275,7 +273,8 @@ class AdaptedEncoder(torch.nn.Module):
     @property
     def controller_fingerprint(self) -> str:
         """Fingerprint of what all tasks share."""
-        return self._shared_cache.get(self.adapter.shared_parameters())
+        # Not cached: fused optimizers write without torch counting it.
+        return fingerprint(self.adapter.shared_parameters().items())
 
     def _identity(self) -> Mapping[str, Any]:
         return {

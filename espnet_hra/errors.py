@@ -1,6 +1,8 @@
 """Errors whose message is for the user: what was given, what is possible."""
 
-from typing import Iterable
+import contextlib
+import sys
+from typing import Iterator
 
 
 class UserError(Exception):
@@ -19,18 +21,10 @@ class DataError(UserError, ValueError):
     """Data failed the check before training."""
 
 
-def listing(names: Iterable[str], limit: int = 20) -> str:
-    """Names for an error message; long lists are cut and counted.
-
-    Args:
-        names: Task names.
-        limit: How many to write out.
-
-    Returns:
-        ``"a, b, c"``, ``"a, b, ... (10,000 in all)"`` or ``"none"``.
-    """
-    names = list(names)
-    if not names:
-        return "none"
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
+@contextlib.contextmanager
+def one_line(program: str) -> Iterator[None]:
+    """Let a program end with the message of a :class:`UserError`, not a traceback."""
+    try:
+        yield
+    except UserError as e:
+        sys.exit(f"{program}: {e}")

@@ -38,6 +38,8 @@ from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Uni
 
 import jiwer
 
+from espnet_hra import __version__
+
 PathLike = Union[str, "os.PathLike[str]"]
 
 #: The method of the frozen backbone's rows.
@@ -378,8 +380,9 @@ def environment(folder: PathLike) -> str:
         f"- date: `{time.strftime('%a %b %d %H:%M:%S %Z %Y')}`",
         f"- python version: `{platform.python_version()}`",
     ]
-    for name in ("espnet", "torch", "espnet-hra"):
+    for name in ("espnet", "torch"):
         lines.append(f"- {name} version: `{_version(name)}`")
+    lines.append(f"- espnet-hra version: `{__version__}`")
     commit = _git(folder, "rev-parse", "HEAD")
     if commit:
         changed = " (with changes)" if _git(folder, "status", "--porcelain") else ""
@@ -403,7 +406,8 @@ def markdown(
         title: What the results are of.
         note: What a reader must know about them.
         command: The command that made them.
-        times: A file with stage, title and seconds in columns (tabs between).
+        times: A file with stage, title and seconds in columns (tabs between); a
+            variant may stand behind the stage.
     """
     parts = [f"# RESULTS: {title}\n", "## Environments\n", environment(Path.cwd())]
     if command:
@@ -422,11 +426,14 @@ def markdown(
 
 
 def _times(path: Path) -> str:
-    """The table of the stages' times."""
+    """The table of the stages' times; a stage may have run in several variants."""
     cells = [["stage", "", "seconds"]]
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line.strip():
-            cells.append([*line.split("\t"), "", ""][:3])
+            key, title, seconds = [*line.split("\t"), "", ""][:3]
+            stage, _, variant = key.partition(" ")
+            named = f"{title} ({variant})" if variant not in ("", "-") else title
+            cells.append([stage, named, seconds])
     return _table(cells)
 
 

@@ -9,7 +9,8 @@ import contextlib
 from contextvars import ContextVar
 from typing import Iterator, Mapping, Optional, Sequence, Tuple, Union
 
-from espnet_hra.errors import TaskError, listing
+from espnet_hra.errors import TaskError
+from espnet_hra.names import listing
 
 #: None: the plain backbone. A name: the whole batch. A tuple: one per utterance.
 Choice = Union[None, str, Tuple[str, ...]]

@@ -17,10 +17,10 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.utils.types import str2bool, str_or_none
 
-from espnet_hra import params, registry
+from espnet_hra import params, registry, validate
 from espnet_hra.base_model import load_base, open_base
 from espnet_hra.encoder import PREFIX, AdaptedEncoder, read_tasks
-from espnet_hra.errors import BaseModelError
+from espnet_hra.errors import BaseModelError, DataError
 from espnet_hra.model import (
     ADAPTER_PREFIX,
     DATA_NAME,
@@ -28,6 +28,7 @@ from espnet_hra.model import (
     freeze_base,
     make_task_aware,
 )
+from espnet_hra.names import listing
 from espnet_hra.trainer import AdapterTrainer
 
 registry.register()
@@ -129,7 +130,12 @@ class HRATask(ASRTask):
         cmd: Optional[Sequence[str]] = None,
     ) -> None:
         """Train. Options as of ``espnet2.bin.asr_train`` and those above."""
-        super().main(args=cls.parse(cmd) if args is None else args)
+        args = cls.parse(cmd) if args is None else args
+        if args.check_data and not (
+            args.collect_stats or args.dry_run or args.print_config
+        ):
+            _check_data(args)
+        super().main(args=args)
 
     # ---------------------------------------------------------------------- data
 
@@ -168,17 +174,21 @@ class HRATask(ASRTask):
         if adapted and "tasks" in args.encoder_conf:
             # Inlined, as ESPnet does with the token list, to keep a pack whole.
             args.encoder_conf["tasks"] = list(read_tasks(args.encoder_conf["tasks"]))
+        needs_base = adapted and not getattr(args, "collect_stats", False)
+        if needs_base:
+            source = cls.base_override or _base_source(args)
         model = super().build_model(args)
         make_task_aware(model)
-        if adapted and not getattr(args, "collect_stats", False):
+        if needs_base:
             freeze_base(model)
-            cls._load_base(args, model)
+            cls._load_base(args, model, source)
         return model
 
     @classmethod
-    def _load_base(cls, args: argparse.Namespace, model: torch.nn.Module) -> None:
+    def _load_base(
+        cls, args: argparse.Namespace, model: torch.nn.Module, source: str
+    ) -> None:
         """Load the base whole and write its fingerprints to the configuration."""
-        source = cls.base_override or _base_source(args)
         expected = getattr(args, "base_fingerprint", None)
         args.base_fingerprint = load_base(model, open_base(source), expected)
         local = Path(source).expanduser()
@@ -263,6 +273,85 @@ class HRATask(ASRTask):
             )
         model.load_state_dict(state, strict=not prefix)
         return model.to(device), args
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Check the data of training and validation; see :mod:`espnet_hra.validate`.
+
+    Raises:
+        DataError: With all problems of both in one report, unless they shall be
+            skipped; then the arguments name lists without them.
+    """
+    logging.basicConfig(level=args.log_level)
+    requirements = validate.requirements_from_config(args)
+    reports = {}
+    for part in ("train", "valid"):
+        lists = _lists(args, part)
+        if "speech" not in lists or args.multi_task_dataset:
+            continue  # features, or data in a form of their own
+        if DATA_NAME not in lists and len(requirements.tasks or ()) > 1:
+            raise DataError(
+                f"there are several tasks ({listing(requirements.tasks)}) and nothing "
+                f"says which utterance has which: add --{part}_data_path_and_name_and_"
+                f"type PATH/{DATA_NAME},{DATA_NAME},text"
+            )
+        reports[part] = validate.check(
+            lists["speech"],
+            lists.get("text"),
+            lists.get(DATA_NAME),
+            requirements=requirements,
+        )
+    bad = {part: report for part, report in reports.items() if not report.ok}
+    if not bad:
+        return
+    text = "\n".join(f"{part} data: {report}" for part, report in bad.items())
+    if not args.skip_bad:
+        raise DataError(
+            f"{text}\nCorrect them, or leave these utterances out with --skip_bad true"
+        )
+    logging.warning(f"{text}\nLeft out, because of --skip_bad true")
+    for part, report in bad.items():
+        if not report.good:
+            raise DataError(f"{text}\nNo utterance of the {part} data is left")
+        _restrict(args, part, report.good)
+
+
+def _lists(args: argparse.Namespace, part: str) -> Dict[str, str]:
+    """The lists of a part's data streams, by name."""
+    return {
+        name: path
+        for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
+        if (name, kind) in (("speech", "sound"), ("text", "text"), (DATA_NAME, "text"))
+    }
+
+
+def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
+    """Make the arguments name copies of the lists that have some utterances only."""
+    folder = Path(args.output_dir) / "checked" / part
+    lists = _lists(args, part)
+    sources = {_KALDI_NAMES[name]: path for name, path in lists.items()}
+    validate.write_lists(sources, folder, keep)
+    setattr(
+        args,
+        f"{part}_data_path_and_name_and_type",
+        [
+            (str(folder / _KALDI_NAMES[name]) if name in lists else path, name, kind)
+            for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
+        ],
+    )
+    kept, shapes = set(keep), []
+    for path in getattr(args, f"{part}_shape_file"):
+        shapes.append(str(folder / f"shape.{len(shapes)}"))
+        with open(path, encoding="utf-8") as file:
+            lines = [line for line in file if line.split(maxsplit=1)[:1]]
+        Path(shapes[-1]).write_text(
+            "".join(line for line in lines if line.split(maxsplit=1)[0] in kept),
+            encoding="utf-8",
+        )
+    setattr(args, f"{part}_shape_file", shapes)
+
+
+_KALDI_NAMES = {"speech": "wav.scp", "text": "text", DATA_NAME: DATA_NAME}
 
 
 def _base_source(args: argparse.Namespace) -> str:

@@ -16,9 +16,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from espnet_hra.bank import check_task_name
 from espnet_hra.errors import TaskError
 from espnet_hra.fingerprint import fingerprint
+from espnet_hra.names import check_task_name
 
 FORMAT = "espnet-hra task 1"
 

@@ -50,14 +50,11 @@ from typing import (
 import numpy as np
 import soundfile
 
-from espnet_hra.errors import listing
+from espnet_hra.names import TASK_NAME, listing
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 logger = logging.getLogger(__name__)
-
-#: What the name of a task looks like.
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 #: A recording whose loudest sample is below this is called silent (-80 dBFS; a 16-bit
 #: recording of nothing but dither stays below, whispered speech does not).
@@ -396,7 +393,7 @@ def write_subset(
         for name in _LISTS
         if os.path.exists(path := os.path.join(source_dir, name))
     }
-    return _write_lists(sources, target_dir, keep)
+    return write_lists(sources, target_dir, keep)
 
 
 def write_shapes(
@@ -899,7 +896,7 @@ def _check_audio(utterance: str, entry: str, sample_rate: int) -> _Audio:
             f"{rate} Hz, expected {sample_rate} Hz: {entry}",
             f"Resample to {sample_rate} Hz, or let the recipe's stage 3 format it.",
         )
-        samples = math.ceil(samples * sample_rate / rate)
+        samples = math.ceil(samples * sample_rate / max(1, rate))
     if channels > 1:
         tell(
             "several channels",
@@ -1284,10 +1281,17 @@ def _tokenizer_from_config(
 # Writing
 
 
-def _write_lists(
+def write_lists(
     sources: Mapping[str, PathLike], target_dir: PathLike, keep: Collection[str]
 ) -> int:
-    """Write lists (by their Kaldi name) restricted to `keep`; see `write_subset`."""
+    """Write lists, wherever they lie, restricted to some utterances and sorted.
+
+    Args:
+        sources: The lists by their names in Kaldi's data directories.
+        target_dir: Where to write; see :func:`write_subset` for this, `keep`, what is
+            returned and raised.
+        keep: The ids of the utterances to keep.
+    """
     for source in sources.values():
         folder = os.path.dirname(os.path.abspath(source))
         if os.path.realpath(folder) == os.path.realpath(target_dir):
@@ -1480,7 +1484,7 @@ def _conclude(
         speakers = os.path.join(os.path.dirname(args.wav_scp), "utt2spk")
         if os.path.exists(speakers):
             sources["utt2spk"] = speakers
-        kept = _write_lists(sources, args.out_dir, report.good)
+        kept = write_lists(sources, args.out_dir, report.good)
         tokens = requirements.tokens
         write_shapes(report, args.out_dir, None if tokens is None else len(tokens))
         left_out = f", {len(report.bad):,} left out" if report.bad else ""

@@ -37,11 +37,6 @@ def an4(tmp_path_factory) -> Dict[str, Path]:
     """Kaldi-style folders `train`, `dev`, `test` with real speech, and `tokens`."""
     folder = tmp_path_factory.mktemp("an4")
     subprocess.run(
-        [sys.executable, ROOT / "local" / "mini_an4.py", "--help"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    subprocess.run(
         [
             sys.executable,
             ROOT / "local" / "mini_an4.py",
@@ -75,21 +70,18 @@ def an4(tmp_path_factory) -> Dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory, an4) -> Path:
+def make_base(folder: Path, tokens: Path, config: Dict[str, object]) -> Path:
     """Experiment folder of a small ESPnet model, as `asr_train` leaves it.
 
     Its weights are random (what a backbone knows does not matter to the tests that use
     it), its BatchNorm statistics are not the initial ones.
     """
-    import argparse
-
     from espnet2.tasks.asr import ASRTask
 
-    folder = tmp_path_factory.mktemp("base")
-    (folder / "given.yaml").write_text(yaml.safe_dump(BASE_CONFIG))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "given.yaml").write_text(yaml.safe_dump(config))
     args = ASRTask.get_parser().parse_args(
-        ["--config", str(folder / "given.yaml"), "--token_list", str(an4["tokens"])]
+        ["--config", str(folder / "given.yaml"), "--token_list", str(tokens)]
         + ["--output_dir", str(folder)]
     )
     torch.manual_seed(0)
@@ -97,8 +89,12 @@ def base(tmp_path_factory, an4) -> Path:
     for name, buffer in model.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
-    config = {k: v for k, v in vars(args).items() if not isinstance(v, type)}
-    assert isinstance(args, argparse.Namespace)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(vars(args)))
     torch.save(model.state_dict(), folder / "valid.loss.best.pth")
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, an4) -> Path:
+    """A small base, see :func:`make_base`."""
+    return make_base(tmp_path_factory.mktemp("base"), an4["tokens"], BASE_CONFIG)

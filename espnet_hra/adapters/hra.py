@@ -432,6 +432,8 @@ class _DepthRecurrence:
                 "torch.utils.checkpoint.checkpoint with use_reentrant=False"
             )
         h = self.h if index > self.latest else None
+        if h is not None and h.size(-2) > x.size(-2):
+            h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
         if in_checkpoint():
             self.came_from[index] = h
         self.latest = index

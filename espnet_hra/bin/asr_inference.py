@@ -9,6 +9,7 @@ from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
 from espnet2.utils.types import str2bool, str_or_none
 
+from espnet_hra.errors import one_line
 from espnet_hra.inference import inference
 
 _OWN = ("task", "ctc_greedy", "pretrained_model")
@@ -49,4 +50,5 @@ def main(cmd: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("asr_inference"):
+        main()

@@ -3,6 +3,7 @@
 
 from typing import Optional, Sequence
 
+from espnet_hra.errors import one_line
 from espnet_hra.task import HRATask
 
 
@@ -12,4 +13,5 @@ def main(cmd: Optional[Sequence[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("asr_train"):
+        main()

@@ -1,0 +1,39 @@
+"""Names of tasks: what they may look like, and how messages list them."""
+
+import re
+from typing import Iterable
+
+from espnet_hra.errors import TaskError
+
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_task_name(name: object) -> str:
+    """Return the name if it is a valid task name.
+
+    Raises:
+        TaskError: The name is no string or has other characters than the allowed.
+    """
+    if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+        raise TaskError(
+            f"{name!r} is not a task name: use up to 128 letters, digits, dots, "
+            "underscores and hyphens, beginning with a letter or digit"
+        )
+    return name
+
+
+def listing(names: Iterable[str], limit: int = 20) -> str:
+    """Names for a message; long lists are cut and counted.
+
+    Args:
+        names: Task names.
+        limit: How many to write out.
+
+    Returns:
+        ``"a, b, c"``, ``"a, b, ... (10,000 in all)"`` or ``"none"``.
+    """
+    names = list(names)
+    if not names:
+        return "none"
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
