@@ -1,0 +1,136 @@
+"""Small encoders for the tests: an ESPnet encoder, and the same one with an adapter."""
+
+from typing import Any, Dict, List, Tuple
+
+import torch
+from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+
+from espnet_hra.encoder import AdaptedEncoder, wrap_encoder
+
+DIM, WIDTH, LAYERS = 20, 16, 3
+C, F = 6, 5  # controller_size, head_size
+
+CLASSES = {
+    "conformer": ConformerEncoder,
+    "transformer": TransformerEncoder,
+    "branchformer": BranchformerEncoder,
+    "e_branchformer": EBranchformerEncoder,
+}
+KINDS = tuple(CLASSES)
+CONTROLLERS = ("indrnn", "rnn", "ligru", "none")
+HEADS = ("linear", "ffn")
+
+_CGMLP = {"cgmlp_linear_units": 24, "cgmlp_conv_kernel": 3, "rel_pos_type": "latest"}
+CONFS: Dict[str, Dict[str, Any]] = {
+    "conformer": {
+        "linear_units": 24,
+        "cnn_module_kernel": 3,
+        "macaron_style": True,
+        "rel_pos_type": "latest",
+    },
+    "transformer": {"linear_units": 24},
+    "branchformer": {**_CGMLP},
+    "e_branchformer": {**_CGMLP, "use_ffn": True, "linear_units": 24},
+}
+
+
+def conf_of(kind: str, dropout: float = 0.0, **changes: Any) -> Dict[str, Any]:
+    """Configuration of a small encoder."""
+    return {
+        "output_size": WIDTH,
+        "attention_heads": 2,
+        "num_blocks": LAYERS,
+        "dropout_rate": dropout,
+        "positional_dropout_rate": dropout,
+        "attention_dropout_rate": dropout,
+        **CONFS[kind],
+        **changes,
+    }
+
+
+def randomise_statistics(module: torch.nn.Module) -> None:
+    """Give BatchNorm other statistics than the initial ones."""
+    for name, buffer in module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+
+
+def stock_encoder(kind: str, seed: int = 1, **changes: Any) -> torch.nn.Module:
+    """ESPnet's own encoder."""
+    torch.manual_seed(seed)
+    encoder = CLASSES[kind](DIM, **conf_of(kind, **changes))
+    randomise_statistics(encoder)
+    return encoder.eval()
+
+
+def adapt(
+    stock: torch.nn.Module,
+    conf: Dict[str, Any],
+    tasks: Any = (),
+    dim: int = DIM,
+    **adapter_conf: Any,
+) -> AdaptedEncoder:
+    """The adapted counterpart, with the stock encoder's checkpoint loaded."""
+    adapter_conf = {"controller_size": C, "head_size": F, **adapter_conf}
+    torch.manual_seed(7)
+    encoder = wrap_encoder(type(stock))(
+        dim, adapter_conf=adapter_conf, tasks=tasks, **conf
+    )
+    result = encoder.load_state_dict(stock.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all(key.startswith("adapter.") for key in result.missing_keys)
+    return encoder.eval()
+
+
+def adapted_encoder(
+    kind: str, tasks: Any = (), seed: int = 1, dropout: float = 0.0, **adapter_conf: Any
+) -> AdaptedEncoder:
+    """A small adapted encoder."""
+    stock = stock_encoder(kind, seed, dropout=dropout)
+    return adapt(stock, conf_of(kind, dropout), tasks, **adapter_conf)
+
+
+def as_if_trained(
+    encoder: AdaptedEncoder, seed: int = 3, scale: float = 0.3
+) -> AdaptedEncoder:
+    """Move everything that learns away from its initial values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in encoder.adapter.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=generator))
+    return encoder
+
+
+def batch(size: int = 3, frames: int = 48) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Features of different lengths."""
+    generator = torch.Generator().manual_seed(size)
+    xs = torch.randn(size, frames, DIM, generator=generator)
+    return xs, torch.tensor([frames, *([frames - 11] * (size - 1))])
+
+
+def gradients(module: torch.nn.Module) -> Dict[str, torch.Tensor]:
+    """Copies of the gradients that are not None."""
+    return {
+        name: p.grad.clone()
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+
+
+def leaves(output: Any) -> List[Any]:
+    """Everything in nested tuples and lists, in order."""
+    if isinstance(output, (tuple, list)):
+        return [leaf for item in output for leaf in leaves(item)]
+    return [output]
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two nested outputs are equal bit for bit."""
+    one, other = leaves(one), leaves(other)
+    return len(one) == len(other) and all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(one, other)
+    )

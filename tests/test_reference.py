@@ -1,0 +1,125 @@
+"""The adapter against the method's equations, written out once more in NumPy."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
+from small_encoders import (
+    CONTROLLERS,
+    HEADS,
+    KINDS,
+    C,
+    F,
+    adapted_encoder,
+    as_if_trained,
+    batch,
+    stock_encoder,
+)
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def relu(x):
+    return np.maximum(x, 0.0)
+
+
+def layer_norm(x, p):
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5) * p["norm.weight"] + p["norm.bias"]
+
+
+def next_state(kind, p, x, h):
+    """h_l from x_l and h_{l-1}; the light GRU has an update gate only."""
+    z = p["W"] @ x + p["b"]
+    if kind == "none":
+        return relu(z)
+    if kind == "indrnn":
+        return relu(z + p["u"] * h)
+    if kind == "rnn":
+        return relu(z + p["U"] @ h)
+    z = z + p["U"] @ h
+    gate, candidate = sigmoid(z[: len(h)]), relu(z[len(h) :])
+    return gate * h + (1.0 - gate) * candidate
+
+
+def head_output(kind, p, h):
+    if kind == "linear":
+        return p["V"] @ h + p["v"]
+    return p["V2"] @ relu(p["V1"] @ h + p["v1"]) + p["v2"]
+
+
+def reference(stock, xs, lens, controller, p, head, heads, norm, c):
+    """The stock encoder layer by layer, frame by frame between the layers."""
+    masks = ~make_pad_mask(lens)[:, None, :]
+    xs, masks = stock.embed(xs, masks)
+    state = None
+    for layer in stock.encoders:
+        xs, masks = layer(xs, masks)
+        x = (xs[0] if isinstance(xs, tuple) else xs).double().numpy()
+        size, frames, _ = x.shape
+        if state is None:
+            state = np.zeros((size, frames, c))
+        y = np.empty_like(x)
+        for b in range(size):
+            for t in range(frames):
+                seen = layer_norm(x[b, t], p) if norm else x[b, t]
+                state[b, t] = next_state(controller, p, seen, state[b, t])
+                y[b, t] = x[b, t] + head_output(head, heads[b], state[b, t])
+        y = torch.from_numpy(y).float()
+        xs = (y, *xs[1:]) if isinstance(xs, tuple) else y
+    return stock.after_norm(xs[0] if isinstance(xs, tuple) else xs)
+
+
+@pytest.mark.parametrize(
+    "kind, norm",
+    [*((kind, True) for kind in KINDS), ("conformer", False)],
+    ids=[*KINDS, "conformer-no_norm"],
+)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_the_encoder_computes_the_method(kind, controller, head, norm, tmp_path):
+    encoder = as_if_trained(
+        adapted_encoder(
+            kind,
+            ["a", "b"],
+            controller=controller,
+            head=head,
+            input_norm="layer_norm" if norm else "none",
+        )
+    )
+    prefix = "adapter.controller."
+    p = {
+        key[len(prefix) :]: value.double().numpy()
+        for key, value in encoder.state_dict().items()
+        if key.startswith(prefix)
+    }
+    assert ("norm.weight" in p) == norm
+    assert ("U" in p) == (controller in ("rnn", "ligru"))
+    tensors = {}
+    for name in ("a", "b"):
+        encoder.save_task(name, tmp_path / name)
+        loaded = safetensors.numpy.load_file(tmp_path / name)
+        tensors[name] = {k: v.astype(np.float64) for k, v in loaded.items()}
+    shapes = {key: value.shape for key, value in tensors["a"].items()}
+    assert shapes == (
+        {"V": (16, C), "v": (16,)}
+        if head == "linear"
+        else {"V1": (F, C), "v1": (F,), "V2": (16, F), "v2": (16,)}
+    )
+    xs, lens = batch(3, 36)
+    names = ["a", "b", "a"]
+    heads = [tensors[name] for name in names]
+    with torch.no_grad():
+        stock = stock_encoder(kind)
+        expected = reference(
+            stock, xs, lens, controller, p, head, heads, norm, C
+        ).numpy()
+        with encoder.use_task(names):
+            found = encoder(xs, lens)[0].numpy()
+        plain = stock(xs, lens)[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(found - plain).max() > 0.1  # the adapter does something

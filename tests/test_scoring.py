@@ -1,0 +1,165 @@
+"""Error rates and tables: what is counted, what is refused, what is kept."""
+
+import json
+import math
+
+import pytest
+
+from espnet_hra import scoring
+from espnet_hra.scoring import ScoringError, count_errors, errors_by_task
+
+
+def test_rates_of_a_worked_example():
+    # "a bc" against "a bd x": 1 substitution and 2 insertions in 4 characters (the
+    # space counts); 1 substitution and 1 insertion in 2 words.
+    errors = count_errors([("a bc", "a bd x")])
+    assert (errors.characters, errors.character_errors) == (4, 3)
+    assert (errors.words, errors.word_errors) == (2, 2)
+    assert errors.cer == 75.0 and errors.wer == 100.0
+
+
+def test_errors_are_summed_before_they_are_divided():
+    errors = count_errors([("a", "b"), ("abcdefghi", "abcdefghi")])
+    assert errors.cer == pytest.approx(10.0)  # not the mean of 100 % and 0 %
+
+
+def test_empty_hypotheses_and_references():
+    assert count_errors([("ab cd", "")]).cer == 100.0
+    errors = count_errors([("", "x yz"), ("ab", "ab")])
+    assert errors.character_errors == 4 and errors.word_errors == 2
+    assert count_errors([("", "")]).character_errors == 0
+    assert math.isnan(count_errors([("", "x")]).cer)
+
+
+def test_white_space_and_unicode_composition_do_not_count():
+    assert count_errors([(" e\u0301  a ", "\u00e9 a")]).character_errors == 0
+    assert count_errors([("a", "A")]).character_errors == 1  # case does
+
+
+@pytest.mark.parametrize(
+    "references, hypotheses, utt2task, message",
+    [
+        ({"u1": "a", "u2": "b"}, {"u1": "a"}, {"u1": "t", "u2": "t"}, "u2.*hypothesis"),
+        ({"u1": "a"}, {"u1": "a", "u3": "b"}, {"u1": "t"}, "u3.*no reference"),
+        ({"u1": "a"}, {"u1": "a"}, {}, "u1.*no task"),
+        ({}, {}, {}, "no references"),
+    ],
+)
+def test_gaps_are_refused_by_name(references, hypotheses, utt2task, message):
+    with pytest.raises(ScoringError, match=message):
+        errors_by_task(references, hypotheses, utt2task)
+
+
+def test_a_message_names_a_few_of_many():
+    references = {f"u{i:02d}": "a" for i in range(30)}
+    with pytest.raises(ScoringError, match=r"30 utterances \(u00, .*u04, \.\.\.\)"):
+        errors_by_task(references, {}, dict.fromkeys(references, "t"))
+
+
+def test_twice_the_same_id_is_refused(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("u1 a\nu1 b\n", encoding="utf-8")
+    with pytest.raises(ScoringError, match="line 2: u1 stands twice"):
+        scoring.read_text(path)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """References of two tasks in two splits, a good and a bad system, and counts."""
+    files = {
+        "dev.text": "a1 one two\nb1 drei\n",
+        "test.text": "a2 two\nb2 vier f\u00fcnf\n",
+        "utt2task": "a1 en\na2 en\nb1 de\nb2 de\n",
+        "bad.dev": "a1 one\nb1\n",
+        "bad.test": "a2\nb2 vier\n",
+        "good.dev": "a1 one two\nb1 drei\n",
+        "good.test": "a2 two\nb2 vier f\u00fcnx\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    counts = {"shared": 100, "per_task": {"en": 7, "de": 9}}
+    (tmp_path / "params.json").write_text(json.dumps(counts), encoding="utf-8")
+    return tmp_path
+
+
+def run(corpus, method, system, *options):
+    arguments = ["--method", method, "--utt2task", str(corpus / "utt2task")]
+    for split in ("dev", "test"):
+        arguments += ["--ref", f"{split}={corpus / split}.text"]
+        arguments += ["--hyp", f"{split}={corpus / system}.{split}"]
+    return scoring.main([*arguments, "--out_dir", str(corpus / "exp"), *options])
+
+
+def test_results_tsv_has_the_agreed_form(corpus):
+    assert run(corpus, "none", "bad") == 0
+    params = ("--params", str(corpus / "params.json"), "--seed", "1")
+    assert run(corpus, "hra", "good", *params) == 0
+    lines = (corpus / "exp" / "results.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == (
+        "method\ttask\tsplit\tseed\tshared_params\ttask_params\tutterances\twords"
+        "\tcer\twer"
+    )
+    assert lines[1] == "none\tde\tdev\t0\t0\t0\t1\t1\t100.00\t100.00"
+    assert lines[7] == "hra\tde\ttest\t1\t100\t9\t1\t2\t11.11\t50.00"
+    assert len(lines) == 9
+
+
+def test_same_rows_are_replaced_and_others_kept(corpus):
+    counts = ("--shared_params", "5", "--task_params", "6")
+    assert run(corpus, "hra", "bad", *counts, "--seed", "1") == 0
+    assert run(corpus, "hra", "bad", *counts, "--seed", "2") == 0
+    assert run(corpus, "hra", "good", *counts, "--seed", "1") == 0
+    rows = scoring.read_results(corpus / "exp" / "results.tsv")
+    assert [(row.seed, row.split, row.task) for row in rows] == [
+        (seed, split, task)
+        for seed in (1, 2)
+        for split in ("dev", "test")
+        for task in ("de", "en")
+    ]
+    assert rows[0].cer == 0.0 and rows[4].cer == 100.0
+    assert not list((corpus / "exp").glob(".*"))  # no temporary files
+
+
+def test_results_md_shows_means_and_changes(corpus):
+    (corpus / "times.tsv").write_text("11 hra_a\tadaptation\t42\n", encoding="utf-8")
+    run(corpus, "none", "bad")
+    params = ("--params", str(corpus / "params.json"), "--seed", "1")
+    extra = (
+        "--note",
+        "a toy",
+        "--times",
+        str(corpus / "times.tsv"),
+        "--command",
+        "x y",
+    )
+    run(corpus, "hra", "good", *params, *extra)
+    page = (corpus / "exp" / "RESULTS.md").read_text(encoding="utf-8")
+    # dev: (100 + 57.14) / 2 = 78.57 without, 0 with the adapter
+    assert "|none|1|0|0|100.0|57.1|78.6||" in page
+    assert "|hra|1|100|7-9|0.0|0.0|0.0|-100.0 %|" in page
+    assert "**Note:** a toy" in page and "|11|adaptation (hra_a)|42|" in page
+    assert "```bash\nx y\n```" in page
+
+
+def test_many_tasks_become_rows():
+    rows = [
+        scoring.Row("hra", f"t{i}", "test", 1, 1, 1, 1, 1, 5.0, 5.0) for i in range(20)
+    ]
+    page = scoring.markdown_tables(rows)
+    assert "||hra|" in page and "|t19|5.0|" in page
+
+
+def test_missing_hypotheses_fail_the_command_and_write_nothing(corpus, capsys):
+    (corpus / "bad.test").write_text("a2\n", encoding="utf-8")
+    assert run(corpus, "none", "bad") == 1
+    assert "none, test: 1 utterance (b2) with no hypothesis" in capsys.readouterr().err
+    assert not (corpus / "exp").exists()
+
+
+def test_unknown_sizes_and_foreign_tables_are_refused(corpus, capsys):
+    assert run(corpus, "hra", "good") == 1
+    assert "--params" in capsys.readouterr().err
+    (corpus / "exp").mkdir()
+    (corpus / "exp" / "results.tsv").write_text("something\telse\n", encoding="utf-8")
+    assert run(corpus, "none", "bad") == 1
+    assert "other columns" in capsys.readouterr().err

@@ -1,0 +1,416 @@
+"""Whatever ESPnet's encoders can do, the adapted ones can do as well."""
+
+import copy
+
+import pytest
+import torch
+from espnet2.asr.ctc import CTC
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.encoder.contextual_block_conformer_encoder import (
+    ContextualBlockConformerEncoder,
+)
+from espnet2.asr.encoder.contextual_block_transformer_encoder import (
+    ContextualBlockTransformerEncoder,
+)
+from espnet2.asr.encoder.multiconvformer_encoder import MultiConvConformerEncoder
+from espnet2.asr.encoder.rnn_encoder import RNNEncoder
+from small_encoders import (
+    CLASSES,
+    DIM,
+    WIDTH,
+    adapt,
+    adapted_encoder,
+    as_if_trained,
+    batch,
+    conf_of,
+    leaves,
+    randomise_statistics,
+    same_bits,
+)
+
+from espnet_hra.encoder import wrap_encoder
+
+VOCABULARY = 7
+ABS = {"selfattention_layer_type": "selfattn", "rel_pos_type": "latest"}
+LATEST = {"rel_pos_type": "latest"}
+LEGACY = {"rel_pos_type": "legacy"}
+SUBSAMPLING = ("conv2d", "conv2d1", "conv2d2", "conv2d6", "conv2d8")
+
+# Name: (encoder, what is changed in its configuration, arguments of forward).
+CASES = {
+    **{f"{kind}": ("conformer", {"input_layer": kind}, {}) for kind in SUBSAMPLING},
+    **{
+        f"{kind}-{name}": ("conformer", {"input_layer": kind, **pos}, {})
+        for kind in ("linear", "embed", None)
+        for name, pos in (
+            ("rel_pos", LATEST),
+            ("legacy", LEGACY),
+            ("abs_pos", {**ABS, "pos_enc_layer_type": "abs_pos"}),
+        )
+    },
+    **{
+        f"{pos}-selfattn": ("conformer", {**ABS, "pos_enc_layer_type": pos}, {})
+        for pos in ("abs_pos", "scaled_abs_pos", "conv")
+    },
+    "legacy_rel_pos": ("conformer", LEGACY, {}),
+    "rel_pos-selfattn": ("conformer", {**ABS, "pos_enc_layer_type": "rel_pos"}, {}),
+    "zero_triu": ("conformer", {**LATEST, "zero_triu": True}, {}),
+    "legacy-zero_triu": ("conformer", {**LEGACY, "zero_triu": True}, {}),
+    "qk_norm": (
+        "conformer",
+        {**ABS, "pos_enc_layer_type": "abs_pos", "qk_norm": True},
+        {},
+    ),
+    "use_sdpa": ("conformer", {**LATEST, "use_sdpa": True}, {}),
+    "use_sdpa-selfattn": (
+        "conformer",
+        {**ABS, "pos_enc_layer_type": "abs_pos", "use_sdpa": True},
+        {},
+    ),
+    **{
+        f"positionwise-{kind}": ("conformer", {"positionwise_layer_type": kind}, {})
+        for kind in ("linear", "conv1d", "conv1d-linear")
+    },
+    "no_macaron": ("conformer", {"macaron_style": False}, {}),
+    "concat_after": ("conformer", {"concat_after": True}, {}),
+    "normalize_after": ("conformer", {"normalize_before": False}, {}),
+    "no_cnn_module": ("conformer", {"use_cnn_module": False}, {}),
+    "relu": ("conformer", {"activation_type": "relu"}, {}),
+    "one_layer": ("conformer", {"num_blocks": 1}, {}),
+    "stochastic_depth": ("conformer", {"stochastic_depth_rate": 0.4}, {}),
+    "stochastic_depths": (
+        "conformer",
+        {"stochastic_depth_rate": [0.0, 0.9, 0.5], **LEGACY},
+        {},
+    ),
+    "layer_drop": ("conformer", {"layer_drop_rate": 0.4}, {}),
+    "return_all_hs": ("conformer", {}, {"return_all_hs": True}),
+    "return_all_hs-abs_pos": (
+        "conformer",
+        {**ABS, "pos_enc_layer_type": "abs_pos"},
+        {"return_all_hs": True},
+    ),
+    "masks": ("conformer", {"input_layer": "linear"}, {"masks": True}),
+    "interctc": ("conformer", {"interctc_layer_idx": [1, 2]}, {}),
+    "interctc-abs_pos": (
+        "conformer",
+        {"interctc_layer_idx": [2], **ABS, "pos_enc_layer_type": "abs_pos"},
+        {"ctc": True},
+    ),
+    **{
+        f"interctc-conditioning-{name}": (
+            "conformer",
+            {"interctc_layer_idx": [1, 2], "interctc_use_conditioning": True, **pos},
+            {"ctc": True},
+        )
+        for name, pos in (
+            ("rel_pos", LATEST),
+            ("legacy", LEGACY),
+            ("abs_pos", {**ABS, "pos_enc_layer_type": "abs_pos"}),
+        )
+    },
+    **{
+        f"ctc_trim-{name}": (
+            "conformer",
+            {"interctc_layer_idx": [1, 2], "ctc_trim": True, **pos},
+            {"ctc": "blanks"},
+        )
+        for name, pos in (
+            ("rel_pos", LATEST),
+            ("legacy", LEGACY),
+            ("abs_pos", {**ABS, "pos_enc_layer_type": "abs_pos"}),
+        )
+    },
+    "ctc_trim-nothing": (
+        "conformer",
+        {"interctc_layer_idx": [1], "ctc_trim": True},
+        {"ctc": True},
+    ),
+    "transformer-linear": ("transformer", {"input_layer": "linear"}, {}),
+    "transformer-None": ("transformer", {"input_layer": None}, {}),
+    "transformer-layer_drop": ("transformer", {"layer_drop_rate": 0.4}, {}),
+    "transformer-interctc": (
+        "transformer",
+        {"interctc_layer_idx": [1], "interctc_use_conditioning": True},
+        {"ctc": True},
+    ),
+    "transformer-return_all_hs": ("transformer", {}, {"return_all_hs": True}),
+    "branchformer-learned_ave": ("branchformer", {"merge_method": "learned_ave"}, {}),
+    "branchformer-stochastic_depth": (
+        "branchformer",
+        {"stochastic_depth_rate": 0.4},
+        {},
+    ),
+    "branchformer-fast_selfattn": (
+        "branchformer",
+        {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"},
+        {},
+    ),
+    "e_branchformer-layer_drop": ("e_branchformer", {"layer_drop_rate": 0.4}, {}),
+    "e_branchformer-max_layer": ("e_branchformer", {}, {"max_layer": 2}),
+    "e_branchformer-interctc": (
+        "e_branchformer",
+        {"interctc_layer_idx": [1, 2], "interctc_use_conditioning": True},
+        {"ctc": True},
+    ),
+    "e_branchformer-checkpointed": (
+        "e_branchformer",
+        {"gradient_checkpoint_layers": [0, 1, 3]},
+        {},
+    ),
+}
+
+#: Cases in which ESPnet's own encoder raises; the adapted one must do the same.
+BROKEN_IN_ESPNET = {"rel_pos-selfattn", "ctc_trim-abs_pos"}
+
+
+def make_ctc(kind):
+    """A CTC layer as ESPnet's model has it; "blanks" is sure of a blank everywhere."""
+    torch.manual_seed(2)
+    ctc = CTC(VOCABULARY, WIDTH).requires_grad_(False)
+    if kind == "blanks":
+        ctc.ctc_lo.bias[0] += 50.0
+    return ctc
+
+
+def outcome(encoder, xs, lens, arguments, seed=5):
+    """Output of forward, or the error it raises."""
+    torch.manual_seed(seed)
+    try:
+        return encoder(xs, lens.clone(), **arguments)
+    except (RuntimeError, TypeError, ValueError, UnboundLocalError) as e:
+        return (type(e).__name__, str(e))
+
+
+def freeze_batch_norm(module):
+    for child in module.modules():
+        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+            child.eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_adapted_encoder_does_what_the_original_does(name):
+    kind, changes, arguments = CASES[name]
+    conf = conf_of(kind, dropout=0.1, **{"input_layer": "conv2d", **changes})
+    xs, lens = batch()
+    dim = DIM
+    if conf["input_layer"] == "embed":
+        xs = (xs[:, :, 0] * 5).long() % dim
+    elif conf["input_layer"] is None:
+        xs, dim = xs[:, :, :WIDTH], WIDTH
+    arguments = dict(arguments)
+    if "ctc" in arguments:
+        arguments["ctc"] = make_ctc(arguments["ctc"])
+    if "masks" in arguments:
+        arguments["masks"] = torch.arange(xs.size(1)) >= lens[:, None] - 3
+    torch.manual_seed(1)
+    try:
+        stock = CLASSES[kind](dim, **conf)
+    except AssertionError as e:
+        assert name in BROKEN_IN_ESPNET
+        with pytest.raises(type(e)):
+            wrap_encoder(CLASSES[kind])(dim, **conf)
+        return
+    randomise_statistics(stock)
+    encoder = adapt(stock, conf, ["a", "b"], dim)
+    if conf.get("interctc_use_conditioning"):
+        layer = torch.nn.Linear(VOCABULARY, WIDTH).requires_grad_(False)
+        stock.conditioning_layer, encoder.conditioning_layer = layer, layer
+
+    broken = False
+    for training in (False, True):
+        stock.train(training)
+        encoder.train(training)
+        freeze_batch_norm(stock)
+        # Without gradients: torch has other attention kernels where they are needed.
+        with torch.no_grad():
+            expected = outcome(stock, xs, lens, arguments)
+            broken = isinstance(expected[0], str)
+            for choice in (None, "a", ["a", "b", "b"]):
+                encoder.set_task(choice)
+                found = outcome(encoder, xs, lens, arguments)
+                assert same_bits(found, expected), choice
+    assert broken == (name in BROKEN_IN_ESPNET)
+    if broken:
+        return
+
+    as_if_trained(encoder)
+    encoder.set_task(["a", "b", "b"])
+    for training in (False, True):
+        stock.train(training)
+        encoder.train(training)
+        freeze_batch_norm(stock)
+        encoder.zero_grad()
+        # Not every seed leaves a layer where layers are dropped at random.
+        output = outcome(encoder, xs, lens, arguments)
+        assert not isinstance(output[0], str), output
+        expected = outcome(stock, xs, lens, arguments)
+        output, expected = leaves(output), leaves(expected)
+        assert [getattr(o, "shape", o) for o in output] == [
+            getattr(o, "shape", o) for o in expected
+        ]
+        assert not same_bits(output[0], expected[0])
+        floats = [o for o in output if getattr(o, "requires_grad", False)]
+        sum(o.pow(2).sum() for o in floats).backward()
+        for part in ("heads.a", "heads.b", "controller.W", "controller.b"):
+            gradient = encoder.adapter.get_parameter(part).grad
+            assert gradient.isfinite().all() and gradient.abs().sum() > 0, part
+
+
+def test_a_layer_given_as_a_module_is_treated_as_espnet_treats_it():
+    conf = conf_of("conformer", input_layer=torch.nn.Linear(DIM, WIDTH))
+    errors = []
+    for cls in (ConformerEncoder, wrap_encoder(ConformerEncoder)):
+        with pytest.raises(Exception) as error:
+            cls(DIM, **conf)
+        errors.append(error.type)
+    assert errors[0] is errors[1]
+
+
+def test_forward_takes_keywords():
+    encoder = as_if_trained(adapted_encoder("conformer", ["a"]))
+    xs, lens = batch()
+    assert same_bits(encoder(xs_pad=xs, ilens=lens), encoder(xs, lens))
+
+
+def test_statistics_stay_frozen_in_an_encoder_on_which_train_was_never_called():
+    conf = conf_of("conformer")
+    encoder = wrap_encoder(ConformerEncoder)(
+        DIM, adapter_conf={"controller_size": 4}, tasks=["a"], **conf
+    )
+    assert encoder.training
+    before = copy.deepcopy(encoder.state_dict())
+    encoder(*batch())
+    after = encoder.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_train_and_eval_reach_everything_but_the_statistics(mode):
+    encoder = torch.nn.ModuleDict({"encoder": adapted_encoder("conformer", ["a"])})
+    assert encoder.train(mode)["encoder"].training == mode
+    for module in encoder.modules():
+        norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        assert module.training == (mode and not norm)
+
+
+def test_an_encoder_without_a_list_of_layers_is_refused_with_the_reason():
+    with pytest.raises(TypeError, match="RNNEncoder.*encoders.*conformer"):
+        wrap_encoder(RNNEncoder)(DIM)
+
+
+def test_too_short_utterances_are_refused_as_espnet_refuses_them():
+    from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
+        TooShortUttError,
+    )
+
+    encoder = adapted_encoder("conformer", ["a"])
+    with pytest.raises(TooShortUttError):
+        encoder(torch.zeros(1, 3, DIM), torch.tensor([3]))
+
+
+def test_multiconv_conformer_can_be_wrapped():
+    conf = conf_of("transformer", dropout=0.0)
+    conf |= {"cgmlp_linear_units": 24, "multicgmlp_kernel_sizes": "3,5"}
+    conf |= {"multicgmlp_merge_conv_kernel": 3, "rel_pos_type": "latest"}
+    torch.manual_seed(1)
+    stock = MultiConvConformerEncoder(DIM, **conf).eval()
+    encoder = adapt(stock, conf, ["a"])
+    xs, lens = batch()
+    assert same_bits(encoder(xs, lens), stock(xs, lens))
+    as_if_trained(encoder)(xs, lens)[0].sum().backward()
+    assert encoder.adapter.heads.vector("a").grad.abs().sum() > 0
+
+
+# ----------------------------------------------------------------------- streaming
+
+STREAMING = {
+    "contextual_block_conformer": (
+        ContextualBlockConformerEncoder,
+        {"cnn_module_kernel": 3, "macaron_style": True},
+    ),
+    "contextual_block_transformer": (ContextualBlockTransformerEncoder, {}),
+}
+
+
+@pytest.fixture(params=STREAMING)
+def streaming(request):
+    """A streaming encoder and its adapted counterpart."""
+    cls, extra = STREAMING[request.param]
+    conf = conf_of("transformer", block_size=8, hop_size=4, look_ahead=2, **extra)
+    torch.manual_seed(1)
+    stock = cls(DIM, **conf)
+    randomise_statistics(stock)
+    return stock.eval(), adapt(stock, conf, ["a", "b"])
+
+
+def in_chunks(encoder, xs, size):
+    """The output of an encoder that gets its input piece by piece."""
+    state, output = None, []
+    for start in range(0, xs.size(1), size):
+        piece = xs[:, start : start + size]
+        y, _, state = encoder(
+            piece,
+            torch.tensor([piece.size(1)]),
+            state,
+            is_final=start + size >= xs.size(1),
+            infer_mode=True,
+        )
+        output.append(y)
+    return torch.cat(output, dim=1)
+
+
+@pytest.mark.parametrize("frames", [27, 160], ids=["one_block", "blocks"])
+def test_streaming_with_a_new_head_is_the_original(streaming, frames):
+    stock, encoder = streaming
+    xs, lens = batch(2, frames)
+    for choice in (None, "a", ["a", "b"]):
+        encoder.set_task(choice)
+        assert same_bits(encoder(xs, lens), stock(xs, lens))
+    xs = xs[:1]
+    with torch.no_grad(), encoder.use_task("a"):
+        for size in (frames, 40):
+            assert torch.equal(in_chunks(encoder, xs, size), in_chunks(stock, xs, size))
+
+
+def test_streaming_in_chunks_equals_the_whole_utterance(streaming):
+    _, encoder = streaming
+    as_if_trained(encoder).set_task("a")
+    xs, _ = batch(1, 160)
+    with torch.no_grad():
+        whole = in_chunks(encoder, xs, 160)
+        torch.testing.assert_close(
+            in_chunks(encoder, xs, 40), whole, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("frames", [27, 160], ids=["one_block", "blocks"])
+def test_streaming_trains_mixed_batches(streaming, frames):
+    stock, encoder = streaming
+    as_if_trained(encoder).train()
+    xs, lens = batch(2, frames)
+    with encoder.use_task(["a", "b"]):
+        mixed = encoder(xs, lens)[0]
+    mixed.pow(2).sum().backward()
+    for p in encoder.adapter.parameters():
+        assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
+    for row, name in enumerate("ab"):
+        with encoder.use_task(name):
+            single = encoder(xs, lens)[0]
+        torch.testing.assert_close(mixed[row], single[row], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(mixed, stock(xs, lens)[0], atol=0.01)
+
+
+def test_streaming_computes_in_inference_what_it_computed_in_training(streaming):
+    stock, encoder = streaming
+    as_if_trained(encoder).set_task("a")
+    xs, lens = batch(1, 160)
+    for model in (stock, encoder):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model(xs, lens.clone(), infer_mode=True)[0],
+                model(xs, lens)[0],
+                rtol=1e-5,
+                atol=1e-5,
+            )
