@@ -1,0 +1,379 @@
+"""Generic parts of data preparation: text clean-up, splits, Kaldi folders.
+
+Nothing here knows a particular corpus, so that any folder of recordings with
+transcripts can be prepared with it.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
+
+#: Characters that people and word processors put where an apostrophe belongs.
+APOSTROPHES = "\u2019\u2018\u201b\u02bc\u02bb\u02b9\u2032\u00b4`\uff07"
+
+#: Signs that are read out, each language in its own way, beside currencies.
+SPOKEN_SIGNS = "#%&*+=@\u00a7\u00b0\u00d7\u00f7"
+
+_TO_APOSTROPHE = str.maketrans({char: "'" for char in APOSTROPHES})
+_INSIDE_WORDS = str.maketrans({"\u00b7": None, "\u00ad": None})
+_LONE_APOSTROPHE = re.compile(r"(?<!\S)'+(?!\S)")
+_BRACKETED = re.compile(r"\[[^\]]*\]|<[^>]*>|\([^)]*\)|\{[^}]*\}")
+_BRACKET = re.compile(r"[\[\]<>(){}]")
+_LOST_LETTER = re.compile(r"\ufffd|\?(?=\s*(\w))")
+
+#: The names of the splits, in the order of every table.
+SPLITS = ("train", "dev", "test")
+
+
+class CorpusError(RuntimeError):
+    """A preparation that cannot go on; its message is for the user."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance that is ready to be written.
+
+    Attributes:
+        utt_id: Its id; begins with the speaker, so that sorting by id sorts
+            by speaker too.
+        speaker: The speaker.
+        task: The task (a voice, a language, a domain).
+        text: The transcript, cleaned up.
+        audio: The audio file.
+        samples: The length of the audio, in samples at 16 kHz.
+    """
+
+    utt_id: str
+    speaker: str
+    task: str
+    text: str
+    audio: str
+    samples: int
+
+    @property
+    def seconds(self) -> float:
+        """The duration."""
+        return self.samples / 16000
+
+
+class Dropped:
+    """Counts what was left out, by group (task, language) and by reason."""
+
+    def __init__(self) -> None:
+        self._counts: Dict[str, Counter] = defaultdict(Counter)
+
+    def add(self, group: str, reason: str, count: int = 1) -> None:
+        """Count utterances that were left out."""
+        self._counts[reason][group] += count
+
+    def total(self) -> int:
+        """The number of utterances left out."""
+        return sum(sum(counter.values()) for counter in self._counts.values())
+
+    def table(self, groups: Sequence[str]) -> str:
+        """What was left out as a text table, a line for each reason.
+
+        Args:
+            groups: The groups, in the order of the columns.
+        """
+        rows = [["left out because", *groups, "all"]]
+        for reason, counter in self._counts.items():
+            counts = [counter[group] for group in groups]
+            rows.append([reason, *map(str, counts), str(sum(counts))])
+        return format_table(rows)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows of cells: the first column left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def clean_text(text: str) -> str:
+    """Reduce a transcript to lower-case letters, apostrophes and spaces.
+
+    The text comes out in Unicode NFC. Typographic apostrophes become plain
+    ones; those that touch no letter go. Everything that is neither a letter
+    (or a mark on one) nor an apostrophe becomes a space, digits included: use
+    ``has_numerals`` first. Catalan's middle dot and soft hyphens, which stand
+    inside of words, vanish.
+
+    Args:
+        text: The transcript as it came.
+
+    Returns:
+        The cleaned text, which may be empty.
+    """
+    text = text.translate(_TO_APOSTROPHE).translate(_INSIDE_WORDS).lower()
+    text = unicodedata.normalize("NFC", text)
+    kept = (
+        char if char == "'" or unicodedata.category(char)[0] in "LM" else " "
+        for char in text
+    )
+    return " ".join(_LONE_APOSTROPHE.sub(" ", "".join(kept)).split())
+
+
+def _has_digits(text: str) -> bool:
+    """Whether a text has digits of any script, or fractions and the like."""
+    return any(unicodedata.category(char)[0] == "N" for char in text)
+
+
+def has_numerals(text: str) -> bool:
+    """Whether a transcript has digits or signs, whose spoken form is not known.
+
+    Args:
+        text: The transcript as it came.
+    """
+    return _has_digits(text) or any(
+        char in SPOKEN_SIGNS or unicodedata.category(char) == "Sc" for char in text
+    )
+
+
+def has_lost_letters(text: str) -> bool:
+    """Whether letters were replaced by question marks, as in ``pu? essere``.
+
+    A question mark that ends a question is followed by the end of the text or
+    by a capital letter.
+
+    Args:
+        text: The transcript as it came.
+    """
+    for match in _LOST_LETTER.finditer(text):
+        following = match.group(1)
+        if following is None or following.islower():
+            return True
+    return False
+
+
+def strip_brackets(text: str) -> str:
+    """Remove what stands in brackets, if it is no words.
+
+    ``at [@]`` becomes ``at``, and a text that is all in brackets (the
+    description of a sound) becomes empty. Words in brackets beside words
+    outside of them may have been spoken or not: nobody can tell.
+
+    Args:
+        text: The transcript as it came.
+
+    Returns:
+        The text without brackets.
+
+    Raises:
+        ValueError: If there are words both inside and outside of brackets, or
+            if a bracket has no partner.
+    """
+    outside = _BRACKETED.sub(" ", text)
+    if _BRACKET.search(outside):
+        raise ValueError("a bracket without a partner")
+    if clean_text(outside):
+        for match in _BRACKETED.finditer(text):
+            if clean_text(match.group()) or _has_digits(match.group()):
+                raise ValueError("words in brackets")
+    return outside
+
+
+def sentence_key(text: str) -> str:
+    """What two sentences share if they are the same one for a listener.
+
+    Accents, apostrophes and word boundaries do not count, so that a sentence
+    and its spelling without accents never stand on two sides of a split.
+
+    Args:
+        text: A cleaned text.
+    """
+    decomposed = unicodedata.normalize("NFD", text)
+    letters = "".join(c for c in decomposed if unicodedata.category(c)[0] == "L")
+    return letters or text
+
+
+def position(text: str) -> float:
+    """A sentence's place in [0, 1), which depends on the sentence only.
+
+    Args:
+        text: A cleaned text.
+    """
+    digest = hashlib.sha256(sentence_key(text).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split by sentence that new data do not reshuffle.
+
+    A sentence is in the test set if its position lies in [0, test), in the
+    dev set if it lies in [dev_start, dev_start + dev), else in training. With
+    the same ``dev_start`` a corpus with smaller shares holds out a subset of
+    the sentences that one with larger shares holds out.
+
+    Attributes:
+        test: The share of the test set.
+        dev: The share of the dev set.
+        dev_start: Where the dev set begins, at least ``test``.
+    """
+
+    test: float
+    dev: float
+    dev_start: float
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        if not 0 <= self.test <= self.dev_start <= self.dev_start + self.dev <= 1:
+            raise ValueError(f"overlapping or negative shares: {self}")
+
+    def __call__(self, text: str) -> str:
+        """The split of a cleaned text."""
+        place = position(text)
+        if place < self.test:
+            return "test"
+        if self.dev_start <= place < self.dev_start + self.dev:
+            return "dev"
+        return "train"
+
+
+def ctc_frames(samples: int) -> int:
+    """The encoder frames of an utterance: 10 ms each, then ``conv2d``.
+
+    Args:
+        samples: The length at 16 kHz.
+    """
+    frames = samples // 160 + 1
+    return max(0, ((frames - 1) // 2 - 1) // 2)
+
+
+def ctc_frames_needed(text: str) -> int:
+    """The least number of frames in which CTC can emit a text as characters."""
+    repeats = sum(first == second for first, second in zip(text, text[1:]))
+    return len(text) + repeats
+
+
+def fits_ctc(text: str, samples: int) -> bool:
+    """Whether CTC can align a text to audio of this length."""
+    return ctc_frames(samples) >= max(1, ctc_frames_needed(text))
+
+
+def implausible_rates(
+    utterances: Sequence[Utterance],
+    fastest: float = 1.75,
+    slowest: float = 0.33,
+    least: int = 10,
+) -> Dict[str, str]:
+    """Find utterances whose text is too long or too short for their audio.
+
+    That is the trace of a transcript edited after the recording. Every
+    speaker is compared with the median of the speaker's own rates.
+
+    Args:
+        utterances: The utterances.
+        fastest: Rates above this many times the median are too fast.
+        slowest: Rates below this many times the median are too slow.
+        least: Texts with fewer characters say little about a speaker's rate:
+            they count for no median and are never too slow.
+
+    Returns:
+        The reasons by utterance id, of the implausible ones only.
+    """
+    by_speaker: Dict[str, List[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        by_speaker[utterance.speaker].append(utterance)
+    reasons = {}
+    for spoken in by_speaker.values():
+        rates = {u.utt_id: len(u.text) / u.seconds for u in spoken}
+        usual = [rates[u.utt_id] for u in spoken if len(u.text) >= least]
+        if not usual:
+            continue
+        middle = median(usual)
+        for utterance in spoken:
+            ratio = rates[utterance.utt_id] / middle
+            if ratio > fastest:
+                reasons[utterance.utt_id] = "implausibly fast"
+            elif ratio < slowest and len(utterance.text) >= least:
+                reasons[utterance.utt_id] = "implausibly slow"
+    return reasons
+
+
+def safe_name(name: str) -> str:
+    """A name as part of an utterance id: plain ASCII, no slash or space."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("/", "-"))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file that appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
+    """Write wav.scp, text, utt2spk, spk2utt and utt2task of one data set.
+
+    All files are sorted as ``LC_ALL=C sort`` does (code points and UTF-8
+    bytes sort alike).
+
+    Args:
+        folder: The folder, made if need be.
+        utterances: The utterances, in any order.
+
+    Raises:
+        CorpusError: If two utterances have the same id, or one's id does not
+            begin with its speaker.
+    """
+    ordered = sorted(utterances, key=lambda utterance: utterance.utt_id)
+    speakers: Dict[str, List[str]] = defaultdict(list)
+    for number, utterance in enumerate(ordered):
+        if number and ordered[number - 1].utt_id == utterance.utt_id:
+            raise CorpusError(f"{folder}: two utterances {utterance.utt_id}")
+        if not utterance.utt_id.startswith(f"{utterance.speaker}-"):
+            raise CorpusError(
+                f"{folder}: the id {utterance.utt_id} does not begin with the "
+                f"speaker {utterance.speaker}"
+            )
+        speakers[utterance.speaker].append(utterance.utt_id)
+    columns: Mapping[str, Callable[[Utterance], str]] = {
+        "wav.scp": lambda utterance: utterance.audio,
+        "text": lambda utterance: utterance.text,
+        "utt2spk": lambda utterance: utterance.speaker,
+        "utt2task": lambda utterance: utterance.task,
+    }
+    for name, column in columns.items():
+        write_lines(folder / name, (f"{u.utt_id} {column(u)}" for u in ordered))
+    write_lines(
+        folder / "spk2utt",
+        (f"{speaker} {' '.join(ids)}" for speaker, ids in sorted(speakers.items())),
+    )
+
+
+def summary(sets: Mapping[str, Sequence[Utterance]]) -> str:
+    """The utterances and minutes of each task in each split as a text table.
+
+    Args:
+        sets: The utterances by name of the split.
+    """
+    totals: Dict[Tuple[str, str], List[float]] = defaultdict(lambda: [0, 0.0])
+    tasks = sorted({u.task for utterances in sets.values() for u in utterances})
+    for name, utterances in sets.items():
+        for utterance in utterances:
+            for task in (utterance.task, "all"):
+                total = totals[name, task]
+                total[0] += 1
+                total[1] += utterance.seconds / 60
+    rows = [["utterances / minutes", *sets]]
+    for task in [*tasks, "all"]:
+        cells = [totals[name, task] for name in sets]
+        rows.append([task, *(f"{count} / {length:.1f}" for count, length in cells)])
+    return format_table(rows)
