@@ -56,7 +56,14 @@ class TaskBank(torch.nn.Module):
         return iter(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.replace(".", "/") in self._parameters
+        if not isinstance(name, str) or "/" in name:
+            return False
+        return name.replace(".", "/") in self._parameters
+
+    def train(self, mode: bool = True) -> "TaskBank":
+        """As ``Module.train``, which fails where a task is called "training"."""
+        self.__dict__["training"] = mode
+        return self
 
     def vector(self, name: str) -> torch.nn.Parameter:
         """The flat parameter of a task, shape (size,).
@@ -64,12 +71,11 @@ class TaskBank(torch.nn.Module):
         Raises:
             TaskError: The task is unknown.
         """
-        try:
-            return self._parameters[name.replace(".", "/")]
-        except KeyError:
+        if name not in self:
             raise TaskError(
                 f"unknown task {name!r}; known tasks: {listing(self.names)}"
-            ) from None
+            )
+        return self._parameters[name.replace(".", "/")]
 
     def add(self, name: str, like: torch.Tensor) -> None:
         """Add a task with newly initialised tensors.

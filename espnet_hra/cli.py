@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from espnet_hra.errors import one_line
+from espnet_hra.errors import ConfigError, one_line
 
 
 def _train(argv: List[str]) -> None:
@@ -31,16 +31,29 @@ def _params(argv: List[str]) -> None:
     parser.add_argument("--token_list", help="Token list, if not in it")
     parser.add_argument("--json", action="store_true", help="Print JSON, not a table")
     args = parser.parse_args(argv)
+    config = _read_config(args.config)
+    for name in ("pretrained_model", "token_list"):
+        if getattr(args, name) is not None:
+            config[name] = getattr(args, name)
 
     from espnet_hra import params
     from espnet_hra.task import HRATask
 
-    options = ["--config", args.config, "--output_dir", "unused"]
-    for name in ("pretrained_model", "token_list"):
-        if getattr(args, name) is not None:
-            options += [f"--{name}", getattr(args, name)]
-    counts = params.count(HRATask.build_untrained(options))
+    counts = params.count(HRATask.build_untrained(config))
     print(json.dumps(counts, indent=2) if args.json else params.table(counts))
+
+
+def _read_config(path: str) -> Dict[str, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise ConfigError(f"{path}: not a readable configuration: {e}") from e
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not an ESPnet configuration (keys and values)")
+    return config
 
 
 _COMMANDS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {

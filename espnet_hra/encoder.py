@@ -20,13 +20,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from espnet_hra import selection, taskfile
 from espnet_hra.adapters import build_adapter
 from espnet_hra.adapters.base import AfterLayer, in_backward, in_checkpoint
-from espnet_hra.errors import TaskError
+from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.fingerprint import FingerprintCache, fingerprint
 from espnet_hra.names import check_task_name
 
 PREFIX = "hra_"
 
-_OWN_KEYS = ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
+#: Keys of `encoder_conf` that are not the wrapped encoder's.
+OWN_KEYS = ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
 
 
 def read_tasks(tasks: Union[str, os.PathLike, Sequence[str], None]) -> Tuple[str, ...]:
@@ -70,8 +71,8 @@ class AdaptedEncoder(torch.nn.Module):
         **backbone_conf: Every key of the wrapped encoder.
 
     Raises:
-        TypeError: The encoder does not keep a list of layers in ``.encoders``.
-        ValueError: The adapter's configuration is not possible.
+        ConfigError: The encoder does not keep a list of layers in ``.encoders``, or
+            the adapter's configuration is not possible.
         TaskError: A task name is not valid.
     """
 
@@ -90,7 +91,7 @@ class AdaptedEncoder(torch.nn.Module):
         super().__init__(input_size, **backbone_conf)
         layers = getattr(self, "encoders", None)
         if not isinstance(layers, (torch.nn.Sequential, torch.nn.ModuleList)):
-            raise TypeError(
+            raise ConfigError(
                 f"{self.backbone_class.__name__} does not keep its layers in a list "
                 "called `.encoders` and cannot be wrapped; conformer, transformer, "
                 "branchformer and e_branchformer can"
@@ -409,7 +410,7 @@ def wrap_encoder(backbone_class: type) -> type:
     theirs = inspect.signature(backbone_class.__init__).parameters
     keyword = inspect.Parameter.KEYWORD_ONLY
     merged = [p for p in theirs.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
-    merged += [own[key].replace(kind=keyword) for key in _OWN_KEYS]
+    merged += [own[key].replace(kind=keyword) for key in OWN_KEYS]
 
     def __init__(self, *args, **kwargs):
         AdaptedEncoder.__init__(self, *args, **kwargs)

@@ -13,6 +13,10 @@ class TaskError(UserError, ValueError):
     """A task was refused."""
 
 
+class ConfigError(UserError, ValueError):
+    """A configuration has a value that is not possible."""
+
+
 class BaseModelError(UserError, RuntimeError):
     """A base cannot be opened, or is not the one that was asked for."""
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import yaml
@@ -19,7 +19,7 @@ from espnet2.utils.types import str2bool, str_or_none
 
 from espnet_hra import params, registry, validate
 from espnet_hra.base_model import load_base, open_base
-from espnet_hra.encoder import PREFIX, AdaptedEncoder, read_tasks
+from espnet_hra.encoder import OWN_KEYS, PREFIX, AdaptedEncoder, read_tasks
 from espnet_hra.errors import BaseModelError, DataError
 from espnet_hra.model import (
     ADAPTER_PREFIX,
@@ -102,25 +102,21 @@ class HRATask(ASRTask):
         Explicit keys, on the command line or in ``--config``, win over the base's;
         ``encoder_conf`` is merged key by key.
         """
-        parser = cls.get_parser()
-        args = parser.parse_args(cmd)
+        args = cls.get_parser().parse_args(cmd)
         if args.pretrained_model is None:
             return args
-        inherited = open_base(args.pretrained_model).model_config()
-        encoder = inherited.pop("encoder", None)
-        encoder_conf = inherited.pop("encoder_conf", None) or {}
-        default_encoder = parser.get_default("encoder")
         parser = cls.get_parser()
+        default_encoder = parser.get_default("encoder")
+        inherited = open_base(args.pretrained_model).model_config()
         parser.set_defaults(**inherited)
+        parser.set_defaults(encoder=default_encoder, encoder_conf={})
         args = parser.parse_args(cmd)
-        if encoder is None:
-            return args
-        if args.encoder == default_encoder:
-            args.encoder = PREFIX + encoder.removeprefix(PREFIX)
-        args.encoder_conf = {**encoder_conf, **(args.encoder_conf or {})}
-        # A base that is itself adapted is taken for its backbone.
-        if encoder_conf.get("backbone_fingerprint"):
-            args.encoder_conf.pop("backbone_fingerprint")
+        if args.encoder == default_encoder and "encoder" in inherited:
+            args.encoder = _adapted(inherited["encoder"])
+        args.encoder_conf = {
+            **_backbone_conf(inherited.get("encoder_conf")),
+            **args.encoder_conf,
+        }
         return args
 
     @classmethod
@@ -131,6 +127,8 @@ class HRATask(ASRTask):
     ) -> None:
         """Train. Options as of ``espnet2.bin.asr_train`` and those above."""
         args = cls.parse(cmd) if args is None else args
+        if args.encoder.startswith(PREFIX) and not args.collect_stats:
+            _base_source(args)  # to hear of a missing one before all audio is read
         if args.check_data and not (
             args.collect_stats or args.dry_run or args.print_config
         ):
@@ -198,21 +196,29 @@ class HRATask(ASRTask):
         model.encoder.verify_backbone()
 
     @classmethod
-    def build_untrained(cls, cmd: Sequence[str]) -> torch.nn.Module:
-        """The model of a training configuration, without its weights.
+    def build_untrained(cls, config: Mapping[str, Any]) -> torch.nn.Module:
+        """The model of a configuration as training sees it, without its weights.
 
         Args:
-            cmd: Options as of a training.
+            config: Of a training to be, or as a training has saved it.
 
         Raises:
             BaseModelError: The configuration's encoder is not an adapted one.
         """
-        args = cls.parse(cmd)
+        args = cls.get_parser().parse_args(["--output_dir", "unused"])
+        inherited: Dict[str, Any] = {}
+        if config.get("pretrained_model") and not config.get("base_fingerprint"):
+            inherited = open_base(config["pretrained_model"]).model_config()
+            inherited["encoder"] = _adapted(inherited.get("encoder", args.encoder))
+        conf = {
+            **_backbone_conf(inherited.pop("encoder_conf", None)),
+            **(config.get("encoder_conf") or {}),
+        }
+        vars(args).update({**inherited, **config, "encoder_conf": conf, "init": None})
         if not args.encoder.startswith(PREFIX):
             raise BaseModelError(
                 f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
             )
-        args.encoder_conf["tasks"] = read_tasks(args.encoder_conf.get("tasks"))
         model = super().build_model(args)
         freeze_base(model)
         return model
@@ -275,6 +281,19 @@ class HRATask(ASRTask):
         return model.to(device), args
 
 
+def _adapted(encoder: str) -> str:
+    """The adapted counterpart of an encoder's name."""
+    return PREFIX + encoder.removeprefix(PREFIX)
+
+
+def _backbone_conf(encoder_conf: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """A base's `encoder_conf`; one that is adapted itself is taken for its backbone."""
+    conf = dict(encoder_conf or {})
+    for key in OWN_KEYS:
+        conf.pop(key, None)
+    return conf
+
+
 def _check_data(args: argparse.Namespace) -> None:
     """Check the data of training and validation; see :mod:`espnet_hra.validate`.
 
@@ -283,7 +302,10 @@ def _check_data(args: argparse.Namespace) -> None:
             skipped; then the arguments name lists without them.
     """
     logging.basicConfig(level=args.log_level)
-    requirements = validate.requirements_from_config(args)
+    try:
+        requirements = validate.requirements_from_config(args)
+    except (ValueError, OSError) as e:
+        raise DataError(f"the configuration cannot be used: {e}") from e
     reports = {}
     for part in ("train", "valid"):
         lists = _lists(args, part)
@@ -360,7 +382,8 @@ def _base_source(args: argparse.Namespace) -> str:
         return args.pretrained_model
     files = list(getattr(args, "init_param", None) or [])
     if len(files) == 1 and ":" not in files[0]:
-        args.init_param = []  # it is loaded here, whole and verified
+        # It is loaded as a base is: whole, verified and named.
+        args.pretrained_model, args.init_param = files[0], []
         return files[0]
     raise BaseModelError(
         f"encoder: {args.encoder} needs the trained model that it adapts, and a part "

@@ -4,10 +4,12 @@ A rival is added here: one module with one :class:`~espnet_hra.adapters.base.Ada
 one line in :data:`ADAPTERS`.
 """
 
+import inspect
 from typing import Any, Dict, Optional, Type
 
 from espnet_hra.adapters.base import Adapter
 from espnet_hra.adapters.hra import HierarchicalRecurrentAdapter
+from espnet_hra.errors import ConfigError
 
 ADAPTERS: Dict[str, Type[Adapter]] = {
     "hra": HierarchicalRecurrentAdapter,
@@ -26,11 +28,19 @@ def build_adapter(
         conf: Value of `adapter_conf:`.
 
     Raises:
-        ValueError: The name is not one of :data:`ADAPTERS`, or the configuration has
+        ConfigError: The name is not one of :data:`ADAPTERS`, or the configuration has
             an unknown key or a value that is not possible.
     """
     if name not in ADAPTERS:
-        raise ValueError(
+        raise ConfigError(
             f"adapter: {name!r} is not available; built are: {', '.join(ADAPTERS)}"
         )
-    return ADAPTERS[name](width, num_layers, **(conf or {}))
+    conf = conf or {}
+    possible = list(inspect.signature(ADAPTERS[name]).parameters)[2:]
+    for key in conf:
+        if key not in possible:
+            raise ConfigError(
+                f"adapter_conf: {key!r} is no key of the adapter {name!r}; possible "
+                f"are: {', '.join(possible)}"
+            )
+    return ADAPTERS[name](width, num_layers, **conf)

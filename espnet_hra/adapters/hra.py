@@ -35,6 +35,7 @@ import torch.nn.functional as F
 
 from espnet_hra.adapters.base import Adapter, AfterLayer, in_backward, in_checkpoint
 from espnet_hra.bank import TaskBank, Tensors
+from espnet_hra.errors import ConfigError
 
 
 def _dense(*shape: int) -> torch.nn.Parameter:
@@ -280,7 +281,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         ctc: ``frozen``: the CTC layer stays the backbone's.
 
     Raises:
-        ValueError: A value is not possible.
+        ConfigError: A value is not possible.
     """
 
     def __init__(
@@ -305,7 +306,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             ("ctc", ctc, ("frozen",)),
         ):
             if value not in possible:
-                raise ValueError(
+                raise ConfigError(
                     f"adapter_conf: {key}: {value!r} is not available; "
                     f"built are: {', '.join(possible)}"
                 )
@@ -314,7 +315,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             ("head_size", head_size),
         ):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(
+                raise ConfigError(
                     f"adapter_conf: {key}: {value!r} must be a whole number above 0"
                 )
         self.width, self.num_layers = width, num_layers
@@ -347,7 +348,7 @@ class HierarchicalRecurrentAdapter(Adapter):
     @regime.setter
     def regime(self, value: str) -> None:
         if value not in ("joint", "new_task"):
-            raise ValueError(f"regime: {value!r} must be 'joint' or 'new_task'")
+            raise ConfigError(f"regime: {value!r} must be 'joint' or 'new_task'")
         for p in self.shared_parameters().values():
             p.requires_grad_(value == "joint")
 
