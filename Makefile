@@ -32,7 +32,7 @@ $(STAMP): setup.cfg pyproject.toml local/find_python.sh
 	    "$$python" -m venv --clear $(VENV); \
 	fi
 	@echo "Installing ESPnet and PyTorch (2-4 minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
 	    --editable '.[test,dev]'
 	@touch $@
 	@echo "Installed in $(VENV)"

@@ -33,7 +33,7 @@ from espnet_hra.trainer import AdapterTrainer
 
 registry.register()
 
-AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 
 
 class HRATask(ASRTask):

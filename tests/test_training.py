@@ -571,6 +571,18 @@ def test_stock_inference_refuses_an_adapters_checkpoint(loud):
         Speech2Text(str(loud / "config.yaml"), str(loud / "valid.loss.best.pth"))
 
 
+def test_without_this_package_espnets_error_names_the_encoder(loud):
+    script = (
+        "import sys; from espnet2.bin.asr_inference import Speech2Text; "
+        "Speech2Text(sys.argv[1] + '/config.yaml', sys.argv[1] + '/valid.loss.best.pth')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(loud)], capture_output=True, text=True
+    )
+    assert run.returncode != 0
+    assert "--encoder hra_conformer" in run.stderr.strip().splitlines()[-1]
+
+
 def test_a_model_built_elsewhere_on_another_backbone_does_not_run(loud):
     from espnet2.tasks.asr import ASRTask
 

@@ -1,0 +1,786 @@
+#!/usr/bin/env bash
+# From data to error rates of a frozen speech recogniser and its adaptation to tasks.
+# To be called by run.sh. Stages and options are those of ESPnet's asr.sh wherever the
+# meaning is the same.
+set -euo pipefail
+
+start_dir=${PWD}
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+. local/parse_options.sh
+. local/stages.sh
+
+usage='Usage: run.sh [--option value]...
+
+Adapts a frozen ESPnet recogniser to several tasks (voices, languages, domains) and
+writes the error rates per task to exp/CORPUS/RESULTS.md and results.tsv.
+
+Stages: 1 data, 2 speed perturbation (not used), 3 format wav.scp, 4 validation,
+5 token list, 6 statistics of the backbone, 7 training of the backbone, 8 choice of
+the backbone, 9 decoding with the frozen backbone, 10 statistics, 11 adaptation,
+12 decoding, 13 scoring, 14 packing and 15 upload (neither is built yet).
+A stage that was done with the same options and data is not done again.'
+
+option stage 1 "the first stage"
+option stop_stage 15 "the last stage"
+option skip_stages "" "stages to leave out, e.g. \"9 13\""
+option skip_data_prep false "leave out stages 1 to 5"
+option skip_train false "leave out stages 6 to 8, 10 and 11"
+option skip_eval false "leave out stages 9, 12 and 13"
+option skip_packing true "leave out stage 14"
+option skip_upload_hf true "leave out stage 15"
+option ngpu 0 "the number of GPUs, 0 for the CPU"
+option nj 2 "the number of processes that prepare data"
+option inference_nj 1 "the number of processes that decode"
+option dumpdir "" "where data for models go (default: EXPDIR/CORPUS/dump)"
+option expdir "" "where all else goes (default: exp in the recipe's folder)"
+option python python3 "the Python with ESPnet"
+option corpus debian_voices "debian_voices, mini_an4, or a folder with train, dev, test"
+option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
+option method hra "the adapter"
+option regime joint "joint (controller and heads), or new_task (heads only)"
+option init_adapter "" "checkpoint of the joint training that new_task starts from"
+option pretrained_model "" "the backbone: ESPnet pack, folder, tag or checkpoint"
+option train_backbone "" "train the backbone here (default: only for mini_an4)"
+option backbone_config "" "its training (default: conf/train_backbone.yaml)"
+option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
+option asr_args "" "more options for the adaptation, e.g. \"--max_epoch 5\""
+option asr_tag "" "name of the adaptation's folder (default: made of the above)"
+option inference_config "" "decoding (default: conf/decode_greedy.yaml)"
+option inference_args "" "more options for decoding"
+option inference_model "" "the checkpoint to decode with (default: the best one)"
+option autocast none "mixed precision in training: none or bfloat16"
+option seed 1 "the seed of the adaptation"
+option skip_bad false "leave out what the validation finds, instead of stopping"
+parse_options "$@"
+
+. ./path.sh
+. ./cmd.sh
+. ./db.sh
+
+# ------------------------------------------------------------------ check the options
+
+check_number stage stop_stage ngpu nj inference_nj seed
+check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad
+for number in ${skip_stages}; do
+    if [[ ! ${number} =~ ^[0-9]+$ ]]; then
+        usage_error "--skip_stages must be numbers, not '${number}'"
+    fi
+done
+
+built_methods="hra"
+case "${method}" in
+    hra) ;;
+    residual | lora | bitfit | full | none)
+        usage_error "method '${method}' is not built yet; built: ${built_methods}" ;;
+    *) usage_error "there is no method '${method}'; built: ${built_methods}" ;;
+esac
+case "${regime}" in
+    joint | new_task) ;;
+    *) usage_error "--regime must be joint or new_task, not '${regime}'" ;;
+esac
+case "${autocast}" in
+    none | bfloat16) ;;
+    *) usage_error "--autocast must be none or bfloat16, not '${autocast}'" ;;
+esac
+if ! "${skip_packing}" || ! "${skip_upload_hf}"; then
+    usage_error "packing and upload (stages 14 and 15) are not built yet"
+fi
+
+# find_path PATH: where the caller means it: seen from there, else from the recipe.
+find_path() {
+    case "$1" in
+        "" | /*) printf '%s' "$1" ;;
+        *)
+            if [ -e "${start_dir}/$1" ] || [ ! -e "$1" ]; then
+                printf '%s' "${start_dir}/$1"
+            else
+                printf '%s' "$1"
+            fi
+            ;;
+    esac
+}
+
+if [ "${start_dir}" = "${PWD}" ]; then
+    # Short paths in logs where both are the same.
+    find_path() { printf '%s' "$1"; }
+fi
+
+# check_file OPTION: the file that an option names, as found by find_path.
+check_file() {
+    local path
+    path=$(find_path "${!1}")
+    if [ ! -f "${path}" ]; then
+        usage_error "--$1: there is no file '${!1}'"
+    fi
+    printf -v "$1" '%s' "${path}"
+}
+
+case "${corpus}" in
+    debian_voices | mini_an4)
+        name=${corpus} ;;
+    *)
+        corpus=$(find_path "${corpus}")
+        if [ ! -d "${corpus}" ]; then
+            usage_error "--corpus must be debian_voices, mini_an4 or a folder, and" \
+                "there is no folder '${corpus}'"
+        fi
+        corpus=$(cd -- "${corpus}" && pwd)
+        name=${corpus##*/}
+        # Names with spaces and the like are hard to use in further commands.
+        name=${name//[^A-Za-z0-9._-]/_}
+        case "${name}" in
+            debian_voices | mini_an4 | "" | .*)
+                usage_error "a folder called '${name}' cannot be a corpus: rename it" ;;
+        esac
+        ;;
+esac
+
+if [ "${corpus}" = mini_an4 ]; then
+    # In a model this small, threads would only wait for each other.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
+
+if [ -z "${train_backbone}" ]; then
+    train_backbone=false
+    if [ "${corpus}" = mini_an4 ] && [ -z "${pretrained_model}" ]; then
+        train_backbone=true
+    fi
+fi
+check_boolean train_backbone
+if "${train_backbone}"; then
+    if [ -n "${pretrained_model}" ]; then
+        usage_error "--train_backbone true and --pretrained_model exclude each other"
+    fi
+elif [ -z "${pretrained_model}" ]; then
+    pretrained_model=pretrained/debian_voices.zip
+    if [ ! -f "${pretrained_model}" ]; then
+        usage_error "there is no backbone: name one with --pretrained_model, or train" \
+            "one here with --train_backbone true"
+    fi
+else
+    if [ -e "$(find_path "${pretrained_model}")" ]; then
+        pretrained_model=$(find_path "${pretrained_model}")
+    elif [[ ${pretrained_model} == /* || ${pretrained_model} == *.zip ||
+        ${pretrained_model} == *.pth ]]; then
+        usage_error "--pretrained_model: there is no file '${pretrained_model}'"
+    fi
+fi
+
+configs=conf
+if [ "${corpus}" = mini_an4 ] && "${train_backbone}"; then
+    configs=conf/mini_an4
+fi
+# What the caller names is looked for where the caller is, defaults only here.
+for item in backbone_config asr_config inference_config; do
+    if [ -n "${!item}" ]; then
+        check_file "${item}"
+    fi
+done
+: "${backbone_config:=${configs}/train_backbone.yaml}"
+: "${asr_config:=${configs}/train_${method}.yaml}"
+: "${inference_config:=conf/decode_greedy.yaml}"
+if [ "${regime}" = new_task ]; then
+    if [ -z "${init_adapter}" ]; then
+        usage_error "--regime new_task freezes the controller of an earlier joint" \
+            "training: name its checkpoint with --init_adapter"
+    fi
+fi
+if [ -n "${init_adapter}" ]; then
+    check_file init_adapter
+fi
+
+# Words of options that hold several; nothing in them is expanded.
+read -r -a task_names <<<"${tasks}"
+read -r -a asr_words <<<"${asr_args}"
+read -r -a inference_words <<<"${inference_args}"
+read -r -a train_words <<<"${train_cmd}"
+read -r -a decode_words <<<"${decode_cmd}"
+if [ -x "$(command -v -- "${python}" || true)" ]; then
+    python_words=("${python}")
+    prepare_python=${python}
+else
+    # As for asr.sh, it may be a command with options.
+    read -r -a python_words <<<"${python}"
+    prepare_python=python3
+fi
+if ! "${python_words[@]}" -c 'import espnet_hra, espnet2' >/dev/null 2>&1; then
+    fail "${python} cannot import espnet2 and espnet_hra: run \"make venv\" in" \
+        "$(cd ../.. && pwd), or name another Python with --python"
+fi
+
+expdir=$(find_path "${expdir}")
+work=${expdir:-exp}/${name}
+dump=$(find_path "${dumpdir}")
+dump=${dump:+${dump}/${name}}
+dump=${dump:-${work}/dump}
+for item in "${work}" "${dump}"; do
+    # ESPnet separates path, name and type of data by commas.
+    if [[ ${item} == *,* ]]; then
+        usage_error "the folder '${item}' must not have a comma in its name"
+    fi
+done
+data=data/${name}
+
+# A label for tables, and a folder for what belongs to it.
+label=${asr_config##*/}
+label=${label%.*}
+label=${label#train_}
+case "${label}" in
+    "${method}" | "${method}_"*) ;;
+    *) label=${method}_${label} ;;
+esac
+if [ "${regime}" = new_task ]; then
+    label=${label}_new_task
+fi
+if [ "${#asr_words[@]}" -gt 0 ]; then
+    label=${label}_$(digest "${asr_words[@]}" | cut -c 1-6)
+fi
+label=${label//[^A-Za-z0-9._-]/_}
+if [ -z "${asr_tag}" ]; then
+    asr_tag=${label}
+    if [ "${#task_names[@]}" -gt 0 ]; then
+        asr_tag=${asr_tag}_tasks-$(digest "${task_names[@]}" | cut -c 1-6)
+    fi
+    asr_tag=${asr_tag}_seed${seed}
+elif [[ ! ${asr_tag} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then
+    usage_error "--asr_tag must consist of letters, digits, '.', '_' and '-'"
+fi
+decode_tag=${inference_config##*/}
+decode_tag=${decode_tag%.*}
+if [ "${#inference_words[@]}" -gt 0 ]; then
+    decode_tag=${decode_tag}_$(digest "${inference_words[@]}" | cut -c 1-6)
+fi
+
+done_dir=${work}/.done
+log_dir=${work}/logs
+times=${work}/times.tsv
+backbone_dir=${work}/backbone
+backbone_file=${work}/backbone.path
+token_list=${work}/tokens.txt
+task_list=${dump}/tasks
+asr_exp=${work}/asr_${asr_tag}
+frozen_decode=${work}/frozen/${decode_tag}
+asr_decode=${asr_exp}/${decode_tag}
+
+mkdir -p "${done_dir}" "${log_dir}" "${dump}"
+if command -v flock >/dev/null; then
+    # Held by all that is started from here: training that goes on after its script was
+    # killed is found out.
+    exec 9>"${work}/.lock"
+    if ! flock -w 5 9; then
+        fail "another run works in ${work} (maybe the rest of one that was killed):" \
+            "wait for it, or end it"
+    fi
+fi
+
+task_sets=(train dev test)
+all_sets=(train dev test)
+eval_sets=(dev test)
+backbone_train=train
+backbone_dev=dev
+if "${train_backbone}" && [ "${corpus}" = debian_voices ]; then
+    all_sets+=(backbone_train backbone_dev)
+    backbone_train=backbone_train
+    backbone_dev=backbone_dev
+fi
+
+# wanted STAGE: whether the options ask for it.
+wanted() {
+    local number
+    if [ "$1" -lt "${stage}" ] || [ "$1" -gt "${stop_stage}" ]; then
+        return 1
+    fi
+    for number in ${skip_stages}; do
+        if [ "$((10#${number}))" -eq "$1" ]; then
+            return 1
+        fi
+    done
+    case "$1" in
+        1 | 2 | 3 | 4 | 5) ! "${skip_data_prep}" ;;
+        6 | 7 | 8 | 10 | 11) ! "${skip_train}" ;;
+        9 | 12 | 13) ! "${skip_eval}" ;;
+    esac
+}
+
+# files_of ROOT FILE SET...: the names of a file in several data sets, one a line.
+files_of() {
+    local set
+    for set in "${@:3}"; do
+        printf '%s\n' "$1/${set}/$2"
+    done
+}
+
+# contents_of ROOT SET...: the lists of data sets, as items for digest.
+contents_of() {
+    local file
+    for file in wav.scp text utt2spk utt2task audio_stamp; do
+        files_of "$1" "${file}" "${@:2}" | sed 's/^/@/'
+    done
+}
+
+# need FILE STAGE: stop if what an earlier stage makes is not there.
+need() {
+    if [ ! -e "$1" ]; then
+        fail "there is no $1: run stage $2 first"
+    fi
+}
+
+# best_model FOLDER: its best checkpoint. Averages come first; a model without a decoder
+# has no accuracy, and is chosen by its character error rate.
+best_model() {
+    local candidate
+    for candidate in valid.cer_ctc.ave valid.cer_ctc.best valid.acc.ave \
+        valid.acc.best valid.loss.ave valid.loss.best latest; do
+        if [ -e "$1/${candidate}.pth" ]; then
+            printf '%s' "$1/${candidate}.pth"
+            return
+        fi
+    done
+    fail "there is no trained model in $1"
+}
+
+# data_options KIND SET WITH_TASKS: ESPnet's options on the data of a set.
+data_options() {
+    printf '%s\n' "--$1_data_path_and_name_and_type" "${dump}/$2/wav.scp,speech,sound" \
+        "--$1_data_path_and_name_and_type" "${dump}/$2/text,text,text" \
+        "--$1_shape_file" "${dump}/$2/speech_shape"
+    if "$3"; then
+        printf '%s\n' "--$1_data_path_and_name_and_type" \
+            "${dump}/$2/utt2task,utt2task,text"
+    fi
+}
+
+# train WITH_TASKS TRAIN_SET DEV_SET OPTION...: one process that trains.
+train() {
+    local options
+    mapfile -t options < <(data_options train "$2" "$1" && data_options valid "$3" "$1")
+    # The data were validated in stage 4; once is enough.
+    announce "${train_words[@]}" "${python_words[@]}" -m espnet_hra.bin.asr_train \
+        --use_preprocessor true \
+        --resume true \
+        --ngpu "${ngpu}" \
+        --autocast "${autocast}" \
+        --check_data false \
+        "${options[@]}" \
+        "${@:4}"
+}
+
+# decode FOLDER CONFIG MODEL WITH_TASKS: decode all evaluation sets in one go (starting a
+# process costs more than decoding some hundred utterances), then part the results.
+decode() {
+    local folder=$1 job jobs=() set name options=() failed=false
+    # What runs in the background does not hear Ctrl-C.
+    trap 'kill "${jobs[@]}" 2>/dev/null; exit 130' INT TERM
+    rm -rf "${folder}"
+    mkdir -p "${folder}/jobs"
+    if "$4"; then
+        options+=(--data_path_and_name_and_type "${dump}/eval/utt2task,utt2task,text")
+    fi
+    for ((job = 1; job <= inference_nj; job++)); do
+        awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
+            "${dump}/eval/wav.scp" >"${folder}/jobs/keys.${job}"
+        if [ ! -s "${folder}/jobs/keys.${job}" ]; then
+            continue
+        fi
+        announce "${decode_words[@]}" "${python_words[@]}" \
+            -m espnet_hra.bin.asr_inference \
+            --config "${inference_config}" \
+            --ngpu "$((ngpu > 0))" \
+            --asr_train_config "$2" \
+            --asr_model_file "$3" \
+            --data_path_and_name_and_type "${dump}/eval/wav.scp,speech,sound" \
+            "${options[@]}" \
+            --key_file "${folder}/jobs/keys.${job}" \
+            --output_dir "${folder}/jobs/output.${job}" \
+            "${inference_words[@]}" &
+        jobs+=("$!")
+    done
+    for job in "${jobs[@]}"; do
+        wait "${job}" || failed=true
+    done
+    if "${failed}"; then
+        return 1
+    fi
+    for set in "${eval_sets[@]}"; do
+        mkdir -p "${folder}/${set}"
+        for name in text token score; do
+            cat "${folder}/jobs"/output.*/1best_recog/"${name}" |
+                awk 'NR == FNR { wanted[$1]; next } $1 in wanted' \
+                    "${dump}/${set}/wav.scp" - | sort >"${folder}/${set}/${name}"
+        done
+    done
+    rm -rf "${folder}/jobs"
+}
+
+# load_backbone: its configuration and checkpoint, once chosen in stage 8.
+load_backbone() {
+    need "${backbone_file}" 8
+    {
+        IFS= read -r base_config
+        IFS= read -r base_model
+    } <"${backbone_file}"
+    need "${base_config}" 8
+    need "${base_model}" 8
+    if [ -z "${base_digest:-}" ]; then
+        base_digest=$(digest "@${base_config}" "@${base_model}")
+    fi
+}
+
+# ---------------------------------------------------------------------- the stages
+
+stage_1() {
+    local options=(--datadir data --nj "${nj}" --downloads "${HRA_DOWNLOADS}")
+    if [ "${corpus}" = "${name}" ]; then
+        options+=(--corpus "${corpus}" --part tasks)
+        if "${train_backbone}"; then
+            options+=(backbone)
+        fi
+    else
+        options+=(--corpus folder --source "${corpus}" --name "${name}")
+    fi
+    PYTHON=${prepare_python} announce bash local/data.sh "${options[@]}"
+}
+
+stage_3() {
+    local options=()
+    if [ "${#task_names[@]}" -gt 0 ]; then
+        options+=(--tasks "${task_names[@]}")
+    fi
+    if [ "${#all_sets[@]}" -gt "${#task_sets[@]}" ]; then
+        options+=(--all_tasks "${all_sets[@]:${#task_sets[@]}}")
+    fi
+    announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
+        --dump "${dump}/raw" --nj "${nj}" --sets "${task_sets[@]}" "${options[@]}"
+}
+
+stage_4() {
+    local set name config=${dump}/validation.yaml extra unknown ids
+    if "${train_backbone}"; then
+        # Every character of the training texts; stage 5 leaves out those of bad ones.
+        "${prepare_python}" local/char_list.py --token_list "${dump}/raw/tokens.txt" \
+            --text "${dump}/raw/${backbone_train}/text"
+    fi
+    for set in "${all_sets[@]}"; do
+        # Of two values of a key, YAML takes the second.
+        extra=
+        if [ "${set}" = test ]; then
+            # Its texts are only compared with: any character may occur in them.
+            extra="token_list: null"
+        elif "${train_backbone}"; then
+            extra="token_type: char"$'\n'"token_list: '${dump//\'/\'\'}/raw/tokens.txt'"
+        fi
+        printf '%s\n' "$(cat "${validation_config}")" "${extra}" >"${config}"
+        echo "${set}:"
+        announce "${python_words[@]}" -m espnet_hra.validate \
+            --wav_scp "${dump}/raw/${set}/wav.scp" \
+            --text "${dump}/raw/${set}/text" \
+            --utt2task "${dump}/raw/${set}/utt2task" \
+            --config "${config}" \
+            --skip_bad "${skip_bad}" \
+            --report "${log_dir}/validate_${set}.txt" \
+            --out_dir "${dump}/${set}"
+        cp "${dump}/raw/${set}/audio_stamp" "${dump}/${set}"
+    done
+    cut -d ' ' -f 2- "${dump}/train/utt2task" | sort -u >"${task_list}"
+    for set in "${eval_sets[@]}"; do
+        unknown=$(cut -d ' ' -f 2- "${dump}/${set}/utt2task" | sort -u |
+            comm -13 "${task_list}" - | tr '\n' ' ')
+        if [ -n "${unknown}" ]; then
+            fail "tasks of ${set} that have no training data: ${unknown}"
+        fi
+    done
+    # One list for all that is decoded.
+    mkdir -p "${dump}/eval"
+    for name in wav.scp text utt2task; do
+        files_of "${dump}" "${name}" "${eval_sets[@]}" | tr '\n' '\0' |
+            xargs -0 cat | sort >"${dump}/eval/${name}"
+    done
+    ids=$(cut -d ' ' -f 1 "${dump}/eval/wav.scp" | uniq -d | head -n 3 | tr '\n' ' ')
+    if [ -n "${ids}" ]; then
+        fail "utterance ids that stand in both ${eval_sets[*]}: ${ids}... (rename them)"
+    fi
+}
+
+stage_5() {
+    announce "${prepare_python}" local/char_list.py --token_list "${token_list}" \
+        --text "${dump}/${backbone_train}/text"
+}
+
+stage_6() {
+    train false "${backbone_train}" "${backbone_dev}" \
+        --collect_stats true \
+        --config "${backbone_config}" \
+        --normalize none \
+        --token_type char \
+        --token_list "${token_list}" \
+        --output_dir "${work}/backbone_stats"
+}
+
+stage_7() {
+    local options=()
+    if "${needs_stats}"; then
+        options+=(--normalize_conf
+            "stats_file='${work//\'/\'\'}/backbone_stats/train/feats_stats.npz'")
+    fi
+    own_folder "${backbone_dir}" "${key}"
+    train false "${backbone_train}" "${backbone_dev}" \
+        --config "${backbone_config}" \
+        --token_type char \
+        --token_list "${token_list}" \
+        --output_dir "${backbone_dir}" \
+        "${options[@]}"
+}
+
+stage_8() {
+    if "${train_backbone}"; then
+        printf '%s\n' "${backbone_dir}/config.yaml" "$(best_model "${backbone_dir}")"
+    else
+        "${python_words[@]}" -c '
+import sys
+from espnet_hra.base_model import BaseModelError, open_base
+
+try:
+    base = open_base(sys.argv[1], cache=sys.argv[2])
+except BaseModelError as error:
+    sys.exit(f"backbone: {error}")
+if base.config_file is None:
+    sys.exit(f"backbone: there is no config.yaml beside {base.model_file}")
+print(base.config_file, base.model_file, sep="\n")' \
+            "${pretrained_model}" "${work}/pretrained"
+    fi >"${backbone_file}.part"
+    mv "${backbone_file}.part" "${backbone_file}"
+    sed -n 's/^/backbone: /; 2p' "${backbone_file}"
+}
+
+stage_9() {
+    decode "${frozen_decode}" "${base_config}" "${base_model}" false
+}
+
+stage_10() {
+    local set
+    # Stage 4 has measured everything; there is nothing to collect.
+    for set in train dev; do
+        need "${dump}/${set}/speech_shape" 4
+        echo "${set}:"
+        awk 'NR == FNR { task[$1] = $2; next }
+            { n[task[$1]]++; samples[task[$1]] += $2 }
+            END {
+                for (t in n)
+                    printf "  %s: %d utterances, %.1f minutes\n",
+                        t, n[t], samples[t] / 960000
+            }' "${dump}/${set}/utt2task" "${dump}/${set}/speech_shape" | sort
+    done
+    cp "${task_list}" "${work}/tasks.txt"
+}
+
+stage_11() {
+    local options=()
+    if [ "${regime}" = new_task ]; then
+        options+=(--encoder_conf adapter_conf.regime=new_task)
+    fi
+    if [ -n "${init_adapter}" ]; then
+        options+=(--init_adapter "${init_adapter}")
+    fi
+    own_folder "${asr_exp}" "${key}"
+    train true train dev \
+        --config "${asr_config}" \
+        --pretrained_model "${base_model}" \
+        --encoder_conf "tasks='${task_list//\'/\'\'}'" \
+        --seed "${seed}" \
+        --output_dir "${asr_exp}" \
+        "${options[@]}" \
+        "${asr_words[@]}"
+}
+
+stage_12() {
+    decode "${asr_decode}" "${asr_exp}/config.yaml" "${asr_model}" true
+}
+
+stage_13() {
+    local set options=(--out_dir "${work}" --title "${name}" --times "${times}"
+        --command "${RECIPE_COMMAND:-./run.sh}")
+    local -a frozen=() adapted=()
+    if [ "${corpus}" = mini_an4 ]; then
+        options+=(--note "This corpus has seven utterances: it shows that the machinery \
+works, and is no result. The dev set is the training set.")
+    fi
+    for set in "${eval_sets[@]}"; do
+        options+=(--ref "${set}=${dump}/${set}/text" --utt2task "${dump}/${set}/utt2task")
+        frozen+=(--hyp "${set}=${frozen_decode}/${set}/text")
+        adapted+=(--hyp "${set}=${asr_decode}/${set}/text")
+    done
+    if [ -e "${frozen_decode}/${eval_sets[0]}/text" ]; then
+        announce "${python_words[@]}" -m espnet_hra.scoring --method none \
+            "${options[@]}" "${frozen[@]}" >"${log_dir}/scoring_frozen.txt"
+    else
+        echo "no results of the frozen backbone (stage 9) to compare with"
+    fi
+    announce "${python_words[@]}" -m espnet_hra.scoring --method "${label}" \
+        --seed "${seed}" --params "${asr_exp}/params.json" \
+        "${options[@]}" "${adapted[@]}"
+    echo "${work}/RESULTS.md"
+}
+
+# ------------------------------------------------------------------------- run them
+
+log "Corpus ${name}, method ${label}, in ${work}"
+
+if wanted 1; then
+    key=(1 "${corpus}" "${train_backbone}")
+    if [ "${corpus}" != "${name}" ]; then
+        mapfile -t lists < <(find -L "${corpus}" -maxdepth 2 \( -name wav.scp -o \
+            -name text -o -name utt2spk -o -name utt2task \) | sort)
+        key+=("${lists[@]}" "${lists[@]/#/@}")
+    fi
+    mapfile -t outputs < <(files_of "${data}" utt2task "${all_sets[@]}")
+    key=$(digest "${key[@]}")
+    run_stage 1 "Data" - "${key}" all stage_1 "${outputs[@]}"
+fi
+
+if wanted 2; then
+    log "Stage 2: speed perturbation is not used"
+fi
+
+if wanted 3; then
+    for set in "${all_sets[@]}"; do
+        need "${data}/${set}/wav.scp" 1
+    done
+    mapfile -t key < <(contents_of "${data}" "${all_sets[@]}")
+    for set in "${all_sets[@]}"; do
+        key+=("$(audio_digest "${data}/${set}/wav.scp")")
+    done
+    mapfile -t outputs < <(files_of "${dump}/raw" audio_stamp "${all_sets[@]}")
+    key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
+    run_stage 3 "Format wav.scp" - "${key}" all stage_3 "${outputs[@]}"
+fi
+
+# A backbone that is given brings the tokens and the subsampling that data must fit.
+if ! "${train_backbone}" && [ "${stop_stage}" -ge 4 ]; then
+    if [ -d "${pretrained_model}" ]; then
+        key=$(find -L "${pretrained_model}" -type f -printf '%P %s %T@\n' | sort)
+        key=$(digest 8 "${pretrained_model}" "${key}")
+    elif [ -f "${pretrained_model}" ]; then
+        key=$(digest 8 "${pretrained_model}" "@${pretrained_model}")
+    else
+        key=$(digest 8 "${pretrained_model}")
+    fi
+    outputs=("${backbone_file}")
+    if [ -f "${backbone_file}" ]; then
+        mapfile -t -O 1 outputs <"${backbone_file}"
+    fi
+    run_stage 8 "Choice of the backbone" - "${key}" all stage_8 "${outputs[@]}"
+    load_backbone
+    validation_config=${base_config}
+else
+    validation_config=${backbone_config}
+fi
+
+if wanted 4; then
+    for set in "${all_sets[@]}"; do
+        need "${dump}/raw/${set}/wav.scp" 3
+    done
+    mapfile -t key < <(contents_of "${dump}/raw" "${all_sets[@]}")
+    mapfile -t outputs < <(files_of "${dump}" audio_stamp "${all_sets[@]}")
+    key=$(digest 4 "${key[@]}" "@${validation_config}" "${skip_bad}" "${all_sets[*]}")
+    run_stage 4 "Validation" - "${key}" all stage_4 "${dump}/eval/utt2task" \
+        "${outputs[@]}"
+fi
+
+if wanted 5; then
+    if "${train_backbone}"; then
+        need "${dump}/${backbone_train}/text" 4
+        key=$(digest 5 "@${dump}/${backbone_train}/text")
+        run_stage 5 "Token list" - "${key}" all stage_5 "${token_list}"
+    else
+        log "Stage 5: the tokens are the backbone's"
+    fi
+fi
+
+needs_stats=false
+if "${train_backbone}" && grep -Eq '^normalize: *"?global_mvn' "${backbone_config}"; then
+    needs_stats=true
+fi
+
+if "${train_backbone}" && { wanted 6 || wanted 7; }; then
+    need "${token_list}" 5
+    need "${dump}/${backbone_train}/speech_shape" 4
+    mapfile -t key < <(contents_of "${dump}" "${backbone_train}" "${backbone_dev}")
+    key=$(digest "${key[@]}" "@${token_list}" "@${backbone_config}" "${autocast}")
+fi
+if wanted 6; then
+    if "${needs_stats}"; then
+        run_stage 6 "Statistics of the backbone" - "${key}" progress stage_6 \
+            "${work}/backbone_stats/train/feats_stats.npz"
+    else
+        log "Stage 6: no statistics needed (lengths are known from stage 4)"
+    fi
+fi
+if wanted 7; then
+    if "${train_backbone}"; then
+        run_stage 7 "Training of the backbone" - "${key}" progress stage_7 \
+            "${backbone_dir}/config.yaml"
+    else
+        log "Stage 7: the backbone is given"
+    fi
+fi
+if wanted 8 && "${train_backbone}"; then
+    need "${backbone_dir}/config.yaml" 7
+    model=$(best_model "${backbone_dir}")
+    key=$(digest 8 "@${backbone_dir}/config.yaml" "${model}" "@${model}")
+    run_stage 8 "Choice of the backbone" - "${key}" all stage_8 "${backbone_file}"
+fi
+
+if wanted 9; then
+    load_backbone
+    need "${dump}/eval/wav.scp" 4
+    mapfile -t outputs < <(files_of "${frozen_decode}" text "${eval_sets[@]}")
+    key=$(digest 9 "${base_digest}" "@${dump}/eval/wav.scp" \
+        "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
+        "@${inference_config}" "${inference_args}")
+    run_stage 9 "Decoding with the frozen backbone" "${decode_tag}" "${key}" \
+        progress stage_9 "${outputs[@]}"
+fi
+
+if wanted 10; then
+    mapfile -t key < <(contents_of "${dump}" train dev)
+    key=$(digest 10 "${key[@]}")
+    run_stage 10 "Statistics" - "${key}" all stage_10 "${work}/tasks.txt"
+fi
+
+if wanted 11; then
+    load_backbone
+    need "${task_list}" 4
+    mapfile -t key < <(contents_of "${dump}" train dev)
+    key=$(digest 11 "${key[@]}" "${base_digest}" "@${asr_config}" "${asr_args}" \
+        "${method}" "${regime}" "${init_adapter:+@${init_adapter}}" "${autocast}" \
+        "${seed}")
+    run_stage 11 "Adaptation" "${asr_tag}" "${key}" progress stage_11 \
+        "${asr_exp}/config.yaml" "${asr_exp}/params.json"
+fi
+
+if wanted 12; then
+    need "${asr_exp}/config.yaml" 11
+    if [ -n "${inference_model}" ]; then
+        asr_model=${asr_exp}/${inference_model}
+        need "${asr_model}" 11
+    else
+        asr_model=$(best_model "${asr_exp}")
+    fi
+    mapfile -t outputs < <(files_of "${asr_decode}" text "${eval_sets[@]}")
+    key=$(digest 12 "@${asr_exp}/config.yaml" "@${asr_model}" "@${dump}/eval/wav.scp" \
+        "@${dump}/eval/utt2task" "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
+        "@${inference_config}" "${inference_args}")
+    run_stage 12 "Decoding" "${asr_tag} ${decode_tag}" "${key}" progress stage_12 \
+        "${outputs[@]}"
+fi
+
+if wanted 13; then
+    need "${asr_decode}/${eval_sets[0]}/text" 12
+    mapfile -t key < <(contents_of "${dump}" "${eval_sets[@]}" &&
+        files_of "${asr_decode}" text "${eval_sets[@]}" | sed 's/^/@/' &&
+        files_of "${frozen_decode}" text "${eval_sets[@]}" | sed 's/^/@/')
+    key=$(digest 13 "${key[@]}" "@${asr_exp}/params.json" "${label}" "${seed}")
+    run_stage 13 "Scoring" "${asr_tag} ${decode_tag}" "${key}" all stage_13 \
+        "${work}/results.tsv" "${work}/RESULTS.md"
+    echo "Results: ${work}/RESULTS.md, ${work}/results.tsv"
+fi

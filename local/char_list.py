@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Write ESPnet's list of character tokens: every character of some texts.
+
+The most frequent characters come first; ESPnet's special tokens stand around them.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Iterable, List, Optional, Sequence
+
+from corpus import write_lines
+
+
+def characters(texts: Iterable[str]) -> List[str]:
+    """The token list of texts.
+
+    Args:
+        texts: Transcripts.
+
+    Returns:
+        All tokens: blank first, the end of a sentence last.
+    """
+    counts = Counter(char for text in texts for char in " ".join(text.split()))
+    counts[" "] += 1  # also where no text has two words
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    names = ["<space>" if char == " " else char for char, _ in ordered]
+    return ["<blank>", "<unk>", *names, "<sos/eos>"]
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Write a token list.
+
+    Args:
+        arguments: The command line, ``sys.argv`` if None.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(description="Write a list of character tokens.")
+    parser.add_argument("--text", type=Path, nargs="+", required=True)
+    parser.add_argument("--token_list", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    texts = []
+    try:
+        for path in args.text:
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                texts += line.split(maxsplit=1)[1:]
+        tokens = characters(texts)
+        write_lines(args.token_list, tokens)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(tokens)} tokens: {args.token_list}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

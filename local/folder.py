@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""Prepare anybody's folder of recordings with transcripts.
+
+The folder has ``train``, ``dev`` and ``test`` with Kaldi's files ``wav.scp``,
+``text``, ``utt2spk`` and optionally ``utt2task`` (without it every speaker is a
+task), and is split as given. A folder that holds these files itself is split by
+sentence, so that no sentence stands in two sets.
+"""
+
+import argparse
+import re
+import sys
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence
+
+from corpus import SPLITS, CorpusError, Split, format_table, sentence_key, write_lines
+
+#: What a task may be called.
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+#: The shares of a folder that is not split.
+SPLIT = Split(test=0.1, dev=0.1, dev_start=0.1)
+
+#: How many utterances a message names.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One utterance: its audio file, transcript, speaker and task."""
+
+    audio: str
+    text: str
+    speaker: str
+    task: str
+
+
+def some(ids: Sequence[str]) -> str:
+    """A few of many ids for a message, with the number of all."""
+    names = ", ".join(ids[:NAMED])
+    return f"{len(ids)}: {names}{', ...' if len(ids) > NAMED else ''}"
+
+
+def read_columns(path: Path) -> Dict[str, str]:
+    """Read a file with an id and a value a line, in the order of the file.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Raises:
+        CorpusError: If it cannot be read, or an id stands in it twice.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise CorpusError(f"there is no {path}") from None
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not in UTF-8: {error}") from error
+    values: Dict[str, str] = {}
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        key, *rest = line.strip().split(maxsplit=1)
+        if key in values:
+            raise CorpusError(f"{path}, line {number}: {key} stands twice")
+        values[key] = rest[0] if rest else ""
+    return values
+
+
+def find_audio(entry: str, folders: Sequence[Path], where: str) -> str:
+    """The absolute path of what ``wav.scp`` names.
+
+    Args:
+        entry: The entry.
+        folders: The folders that a relative path may begin from, in order.
+        where: The place of the entry, for messages.
+
+    Raises:
+        CorpusError: If the entry is a command instead of a file.
+    """
+    if entry.rstrip().endswith("|"):
+        raise CorpusError(
+            f"{where}: a command stands in place of a file, and commands are not "
+            "executed: write its output to a file and name that"
+        )
+    for folder in folders:
+        if (folder / entry).is_file():
+            return str((folder / entry).absolute())
+    # A missing file is for the validation to report, with all others of its kind.
+    return str((folders[0] / entry).absolute())
+
+
+def read_set(folder: Path, base: Path) -> Dict[str, Line]:
+    """Read a data folder.
+
+    Args:
+        folder: The folder with ``wav.scp`` and the others.
+        base: The corpus's folder.
+
+    Returns:
+        The utterances that stand in all files, by id.
+
+    Raises:
+        CorpusError: If a file is missing or damaged, or no utterance is left.
+    """
+    columns = {name: read_columns(folder / name) for name in ("wav.scp", "text")}
+    for name in ("utt2spk", "utt2task"):
+        if (folder / name).exists():
+            columns[name] = read_columns(folder / name)
+    if "utt2spk" not in columns and "utt2task" not in columns:
+        raise CorpusError(f"there is neither {folder}/utt2spk nor {folder}/utt2task")
+    tasks = columns.get("utt2task", columns.get("utt2spk", {}))
+    speakers = columns.get("utt2spk", tasks)
+    check_tasks(tasks, folder, "utt2task" in columns)
+    for name, column in columns.items():
+        gone = sorted(set(columns["wav.scp"]) ^ set(column))
+        if gone:
+            print(
+                f"warning: {folder}: left out, as they are not in both wav.scp and "
+                f"{name}: {some(gone)}",
+                file=sys.stderr,
+            )
+    lines = {}
+    for utt_id, entry in columns["wav.scp"].items():
+        if all(utt_id in column for column in columns.values()):
+            text = unicodedata.normalize(
+                "NFC", " ".join(columns["text"][utt_id].split())
+            )
+            where = f"{folder}/wav.scp, {utt_id}"
+            audio = find_audio(entry, (Path.cwd(), folder, base), where)
+            lines[utt_id] = Line(audio, text, speakers[utt_id], tasks[utt_id])
+    if not lines:
+        raise CorpusError(f"{folder} has no utterance with audio, text and speaker")
+    return lines
+
+
+def check_tasks(tasks: Mapping[str, str], folder: Path, given: bool) -> None:
+    """Check the names of tasks.
+
+    Args:
+        tasks: The tasks by utterance id.
+        folder: Where they were read.
+        given: Whether they come from ``utt2task``, not from the speakers.
+
+    Raises:
+        CorpusError: If a name cannot be a task's.
+    """
+    bad = sorted({task for task in tasks.values() if not TASK_NAME.fullmatch(task)})
+    if bad:
+        source = "utt2task" if given else "utt2spk (write an utt2task instead)"
+        raise CorpusError(
+            f"{folder}/{source}: these cannot be names of tasks, which have letters, "
+            f"digits, '.', '_' and '-' only: {some([repr(task) for task in bad])}"
+        )
+
+
+def read_corpus(source: Path) -> Dict[str, Dict[str, Line]]:
+    """Read a corpus, split as given or by sentence.
+
+    Args:
+        source: The corpus's folder.
+
+    Returns:
+        The utterances by set and id.
+
+    Raises:
+        CorpusError: If it is not laid out as it should be.
+    """
+    present = [name for name in SPLITS if (source / name).is_dir()]
+    if not present and (source / "wav.scp").exists():
+        sets: Dict[str, Dict[str, Line]] = {name: {} for name in SPLITS}
+        for utt_id, line in read_set(source, source).items():
+            sets[SPLIT(line.text)][utt_id] = line
+        empty = [name for name in SPLITS if not sets[name]]
+        if empty:
+            raise CorpusError(
+                f"{source} has too few different sentences to be split (nothing is "
+                f"left for {', '.join(empty)}): make train, dev and test yourself"
+            )
+        return sets
+    missing = [name for name in SPLITS if name not in present]
+    if missing:
+        raise CorpusError(
+            f"{source} has no folder {', '.join(missing)}: it needs train, dev and "
+            "test with wav.scp, text and utt2spk each, or these files itself"
+        )
+    return {name: read_set(source / name, source) for name in SPLITS}
+
+
+def overlap(sets: Mapping[str, Mapping[str, Line]]) -> List[str]:
+    """Say which sets share sentences with the training set.
+
+    Args:
+        sets: The utterances by set and id.
+    """
+    known = {sentence_key(line.text) for line in sets["train"].values()}
+    messages = []
+    for name in SPLITS[1:]:
+        shared = [
+            u for u, line in sets[name].items() if sentence_key(line.text) in known
+        ]
+        if shared:
+            messages.append(
+                f"note: sentences of {name} that stand in train too, of "
+                f"{len(sets[name])}: {some(sorted(shared))}"
+            )
+    return messages
+
+
+def write_set(folder: Path, lines: Mapping[str, Line]) -> None:
+    """Write a data folder, sorted by id as ``LC_ALL=C sort`` does."""
+    ordered = sorted(lines.items())
+    columns = {
+        "wav.scp": [f"{utt_id} {line.audio}" for utt_id, line in ordered],
+        "text": [f"{utt_id} {line.text}" for utt_id, line in ordered],
+        "utt2spk": [f"{utt_id} {line.speaker}" for utt_id, line in ordered],
+        "utt2task": [f"{utt_id} {line.task}" for utt_id, line in ordered],
+    }
+    for name, column in columns.items():
+        write_lines(folder / name, column)
+
+
+def count_table(sets: Mapping[str, Mapping[str, Line]]) -> str:
+    """The utterances of each task in each set as a text table."""
+    tasks = sorted({line.task for lines in sets.values() for line in lines.values()})
+    rows = [["utterances", *sets]]
+    for task in tasks:
+        counts = [
+            sum(x.task == task for x in lines.values()) for lines in sets.values()
+        ]
+        rows.append([task, *map(str, counts)])
+    rows.append(["all", *(str(len(lines)) for lines in sets.values())])
+    return format_table(rows)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=(
+            "Check a folder of recordings with transcripts and write it as data "
+            "folders DATADIR/NAME/{train,dev,test}. Audio stays where it is."
+        )
+    )
+    parser.add_argument("--source", type=Path, required=True, help="the folder")
+    parser.add_argument("--name", required=True, help="the corpus's name")
+    parser.add_argument(
+        "--datadir",
+        type=Path,
+        default=Path("data"),
+        help="the folder to write into (default: data)",
+    )
+    for option in ("--downloads", "--nj"):
+        parser.add_argument(option, help="taken for the sake of other corpora")
+    parser.add_argument("--part", nargs="+", help="taken for the sake of other corpora")
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Prepare the corpus.
+
+    Args:
+        arguments: The command line, ``sys.argv`` if None.
+
+    Returns:
+        The exit code.
+    """
+    args = get_parser().parse_args(arguments)
+    try:
+        sets = read_corpus(args.source)
+        for name, lines in sets.items():
+            write_set(args.datadir / args.name / name, lines)
+    except (CorpusError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(count_table(sets))
+    for message in overlap(sets):
+        print(message)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

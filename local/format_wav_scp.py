@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Copy data folders to where a run reads them, with audio that ESPnet reads.
+
+What is 16 kHz mono FLAC or WAV already is named where it lies; all else is
+converted to FLAC. Audio that cannot be read keeps its place in the list: the
+validation that follows reports it together with everything else that is bad.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+import soundfile
+
+from audio import SAMPLE_RATE, Conversion, convert_all
+from corpus import CorpusError, safe_name, write_lines
+
+COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
+
+
+def read_columns(path: Path) -> Dict[str, str]:
+    """Read a file with an id and a value a line."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    pairs = (line.split(maxsplit=1) for line in lines if line.strip())
+    return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
+
+
+def is_ready(path: str) -> bool:
+    """Whether ESPnet can read a file as it is; also where nobody can read it."""
+    try:
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError):
+        return not os.path.exists(path)
+    return (
+        info.format in ("FLAC", "WAV", "WAVEX")
+        and info.samplerate == SAMPLE_RATE
+        and info.channels == 1
+    )
+
+
+def stamp(path: str) -> str:
+    """What changes when a file does, without reading it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return f"{path} missing"
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def target_of(utt_id: str, source: str, folder: Path) -> str:
+    """The FLAC file of a converted recording; another one if the source changes."""
+    digest = hashlib.sha256(stamp(source).encode("utf-8")).hexdigest()[:12]
+    return str(folder / f"{safe_name(utt_id)[:100]}-{digest}.flac")
+
+
+class Progress:
+    """Prints how far a conversion is, every few seconds."""
+
+    def __init__(self, every: float = 5.0) -> None:
+        self.every, self.printed = every, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Print a line if it is time, and at the end."""
+        if done == total or time.monotonic() - self.printed >= self.every:
+            self.printed = time.monotonic()
+            print(f"converted {done} of {total} recordings", flush=True)
+
+
+def format_set(
+    data: Path, dump: Path, audio: Path, tasks: Optional[Sequence[str]], nj: int
+) -> str:
+    """Write one data folder.
+
+    Args:
+        data: The folder to read.
+        dump: The folder to write.
+        audio: The folder for converted recordings.
+        tasks: The tasks to keep, None for all.
+        nj: The number of processes.
+
+    Returns:
+        A line that says what was done.
+
+    Raises:
+        CorpusError: If a task is unknown, or an utterance lacks something.
+    """
+    columns = {name: read_columns(data / name) for name in COLUMNS}
+    ids = sorted(columns["wav.scp"])
+    for name, column in columns.items():
+        if ids != sorted(column):
+            odd = sorted(set(ids) ^ set(column))[0]
+            raise CorpusError(f"{data}: {odd} is not in both wav.scp and {name}")
+    if tasks is not None:
+        known = sorted(set(columns["utt2task"].values()))
+        unknown = [task for task in tasks if task not in known]
+        if unknown:
+            raise CorpusError(
+                f"{data} has no task {', '.join(unknown)}; it has: {', '.join(known)}"
+            )
+        ids = [utt_id for utt_id in ids if columns["utt2task"][utt_id] in tasks]
+    sources = columns["wav.scp"]
+    paths = dict(sources)
+    jobs: List[Conversion] = []
+    for utt_id in ids:
+        if not is_ready(sources[utt_id]):
+            paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute())
+            jobs.append(Conversion(sources[utt_id], paths[utt_id]))
+    _, failures = convert_all(jobs, nj, Progress()) if jobs else ({}, {})
+    for target, message in failures.items():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+    for utt_id in ids:
+        if paths[utt_id] in failures:
+            paths[utt_id] = sources[utt_id]
+    columns["wav.scp"] = paths
+    for name, column in columns.items():
+        write_lines(dump / name, (f"{utt_id} {column[utt_id]}" for utt_id in ids))
+    stamps = "\n".join(stamp(sources[utt_id]) for utt_id in ids)
+    digest = hashlib.sha256(stamps.encode("utf-8")).hexdigest()
+    write_lines(dump / "audio_stamp", [digest])
+    converted = len(jobs) - len(failures)
+    return f"{dump.name}: {len(ids)} utterances, {converted} of them converted"
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Copy data folders, with audio as 16 kHz mono FLAC or WAV."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder to read")
+    parser.add_argument("--dump", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--sets", nargs="+", required=True, help="the data sets")
+    parser.add_argument("--tasks", nargs="*", help="the tasks to keep (default: all)")
+    parser.add_argument(
+        "--all_tasks", nargs="*", default=[], help="the data sets to keep whole"
+    )
+    parser.add_argument("--nj", type=int, default=2, help="the number of processes")
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Copy the data folders.
+
+    Args:
+        arguments: The command line, ``sys.argv`` if None.
+
+    Returns:
+        The exit code.
+    """
+    args = get_parser().parse_args(arguments)
+    try:
+        for name in [*args.sets, *args.all_tasks]:
+            tasks = args.tasks if args.tasks and name in args.sets else None
+            audio = args.dump / "audio"
+            line = format_set(args.data / name, args.dump / name, audio, tasks, args.nj)
+            print(line, flush=True)
+    except (CorpusError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
