@@ -113,6 +113,29 @@ class TaskAware:
             return (encoded[0].float(), outs), lengths
         return encoded.float(), lengths
 
+    def _calc_ctc_loss(
+        self,
+        encoder_out: torch.Tensor,
+        encoder_out_lens: torch.Tensor,
+        ys_pad: torch.Tensor,
+        ys_pad_lens: torch.Tensor,
+    ) -> Tuple[torch.Tensor, Optional[float]]:
+        """As the model's own, but the error rate leaves the padding out.
+
+        ESPnet's counts what CTC emits in padded frames as insertions, and checkpoints
+        of a pure CTC model are chosen by it.
+        """
+        loss, cer = super()._calc_ctc_loss(
+            encoder_out, encoder_out_lens, ys_pad, ys_pad_lens
+        )
+        if cer is not None:
+            best = self.ctc.argmax(encoder_out)  # [b, t]
+            frame = torch.arange(best.size(1), device=best.device)
+            padded = frame >= encoder_out_lens[:, None].to(best.device)
+            best = best.masked_fill(padded, self.blank_id)
+            cer = self.error_calculator(best.cpu(), ys_pad.cpu(), is_ctc=True)
+        return loss, cer
+
     def _extract_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -258,6 +258,23 @@ def test_bfloat16_autocast_trains_close_to_float32(an4, base, tmp_path, seen):
     assert losses["bfloat16"] != losses["none"]
 
 
+def test_validation_counts_no_errors_in_the_padding(loud, an4):
+    import espnet_hra
+
+    model = espnet_hra.Speech2Text.from_pretrained(str(loud), task="male").asr_model
+    long, short = sorted(waves(an4), key=len)[-1], sorted(waves(an4), key=len)[0]
+    speech = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
+    lengths = torch.tensor([len(short), len(long)])
+    text = torch.tensor([[3, 4, 5], [5, 4, 3]])
+    with torch.no_grad():
+        encoded, frames = model.encode(speech, lengths)
+        size = torch.tensor([3, 3])
+        _, cer = model._calc_ctc_loss(encoded, frames, text, size)
+        encoded[0, frames[0] :] = 100 * torch.randn_like(encoded[0, frames[0] :])
+        _, noisy = model._calc_ctc_loss(encoded, frames, text, size)
+    assert cer is not None and noisy == cer
+
+
 def test_espnets_initialisation_leaves_heads_at_zero(an4, base, tmp_path, seen):
     train(an4, base, tmp_path / "exp", "--init", "xavier_uniform", max_epoch=1)
     heads = {k: v for k, v in seen["before"].items() if ".heads." in k}
