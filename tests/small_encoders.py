@@ -111,6 +111,13 @@ def batch(size: int = 3, frames: int = 48) -> Tuple[torch.Tensor, torch.Tensor]:
     return xs, torch.tensor([frames, *([frames - 11] * (size - 1))])
 
 
+def loss_of(output: torch.Tensor) -> torch.Tensor:
+    """A loss with gradients of ordinary size; sums over a LayerNorm have none."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(output.size(-1), generator=generator)
+    return (output.float() @ weights).pow(2).mean()
+
+
 def gradients(module: torch.nn.Module) -> Dict[str, torch.Tensor]:
     """Copies of the gradients that are not None."""
     return {

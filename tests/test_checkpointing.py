@@ -14,6 +14,7 @@ from small_encoders import (
     batch,
     conf_of,
     gradients,
+    loss_of,
     stock_encoder,
 )
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -39,14 +40,14 @@ class CheckpointingEncoder(ConformerEncoder):
         return self.after_norm(xs[0]), masks.sum(-1), None
 
 
-def run(encoder, forward, within=True):
+def run(encoder, forward, within=True, names=NAMES):
     """Gradients, with backward inside the block that chose the task or after it."""
     encoder.zero_grad()
     encoder.set_task("a")
     xs, lens = batch(2)
     torch.manual_seed(4)
-    with encoder.use_task(NAMES):
-        loss = forward(encoder, xs, lens).pow(2).sum()
+    with encoder.use_task(names):
+        loss = loss_of(forward(encoder, xs, lens))
         if within:
             loss.backward()
     if not within:
@@ -65,7 +66,8 @@ def whole(encoder, xs, lens):
 def same_gradients(one, other):
     assert set(one) == set(other)
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6)
+        difference = (one[name] - other[name]).norm()
+        assert difference <= 1e-5 * other[name].norm(), name
 
 
 def trained(**conf):
@@ -142,7 +144,7 @@ def test_a_second_backward_pass_through_checkpointed_layers():
     encoder = adapt(CheckpointingEncoder(20, **conf), conf, ["a", "b"])
     as_if_trained(encoder).train()
     with encoder.use_task("b"):
-        loss = encoder(*batch(2))[0].pow(2).sum()
+        loss = loss_of(encoder(*batch(2))[0])
     loss.backward(retain_graph=True)
     once = gradients(encoder)
     encoder.zero_grad()
@@ -158,8 +160,18 @@ def test_reentrant_checkpoints_of_single_layers_are_refused_with_the_way_out():
         encoder(*batch(2))
 
 
+def right_or_refused(encoder, forward, expected):
+    """Never in silence with another task than the forward pass had."""
+    try:
+        found = run(encoder, forward, within=False, names="b")
+    except RuntimeError as e:
+        assert "checkpoint" in str(e)
+    else:
+        same_gradients(found, expected)
+
+
 @pytest.mark.xfail(strict=True, reason=ELSEWHERE)
-def test_a_checkpoint_around_more_than_the_encoder_after_the_block():
+def test_a_checkpoint_around_more_than_the_encoder_is_right_or_refused():
     encoder = trained()
 
     def forward(encoder, xs, lens):
@@ -168,7 +180,7 @@ def test_a_checkpoint_around_more_than_the_encoder_after_the_block():
     def expected(encoder, xs, lens):
         return encoder(2 * xs, lens)[0]
 
-    same_gradients(run(encoder, forward, within=False), run(encoder, expected))
+    right_or_refused(encoder, forward, run(encoder, expected, names="b"))
 
 
 @pytest.mark.xfail(strict=True, reason=ELSEWHERE)
@@ -192,7 +204,7 @@ def test_a_second_backward_pass_through_a_checkpointed_encoder_after_the_block()
     xs, lens = batch(2)
     torch.manual_seed(4)
     with encoder.use_task(NAMES):
-        loss = whole(encoder, xs, lens).pow(2).sum()
+        loss = loss_of(whole(encoder, xs, lens))
     loss.backward(retain_graph=True)
     encoder.zero_grad()
     loss.backward()
@@ -200,14 +212,14 @@ def test_a_second_backward_pass_through_a_checkpointed_encoder_after_the_block()
 
 
 @pytest.mark.xfail(strict=True, reason=ELSEWHERE)
-def test_a_reentrant_checkpoint_around_the_encoder_after_the_block():
+def test_a_reentrant_checkpoint_around_the_encoder_is_right_or_refused():
     encoder = trained()
 
     def forward(encoder, xs, lens):
         xs = xs.clone().requires_grad_()
         return checkpoint(lambda x: encoder(x, lens)[0], xs, use_reentrant=True)
 
-    same_gradients(run(encoder, forward, within=False), run(encoder, plain))
+    right_or_refused(encoder, forward, run(encoder, plain, names="b"))
 
 
 # ------------------------------------------------------------------------ autocast
@@ -219,25 +231,28 @@ def test_a_reentrant_checkpoint_around_the_encoder_after_the_block():
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_bfloat16_autocast_is_close_to_float32(kind, controller, head, names):
     encoder = as_if_trained(
-        adapted_encoder(kind, ["a", "b"], controller=controller, head=head)
+        adapted_encoder(kind, ["a", "b"], controller=controller, head=head), scale=0.1
     ).train()
     encoder.set_task(names)
     xs, lens = batch(2)
     exact = encoder(xs, lens)[0]
-    exact.pow(2).mean().backward()
+    loss_of(exact).backward()
     expected = gradients(encoder)
     encoder.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = encoder(xs, lens)[0]
     assert not torch.equal(rough, exact)
-    torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.1)
-    rough.float().pow(2).mean().backward()
+    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
+    loss_of(rough).backward()
     found = gradients(encoder)
     assert set(found) == set(expected)
     for name, gradient in found.items():
         assert gradient.dtype == torch.float32 and gradient.isfinite().all()
-        difference = (gradient - expected[name]).norm()
-        assert difference < 0.1 * expected[name].norm() + 1e-4, name
+        # Where a frame is close to the kink of a relu, rounding turns it on or off.
+        exact_gradient = expected[name].flatten()
+        cosine = torch.cosine_similarity(gradient.flatten(), exact_gradient, dim=0)
+        assert cosine > 0.95, name
+        assert 0.8 < gradient.norm() / exact_gradient.norm() < 1.25, name
 
 
 def test_bfloat16_autocast_with_checkpoints():

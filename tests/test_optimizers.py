@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from small_encoders import adapted_encoder, as_if_trained, batch
+from small_encoders import adapted_encoder, as_if_trained, batch, loss_of
 
 OPTIMIZERS = {
     name: cls
@@ -25,16 +25,14 @@ def build(name, encoder, **more):
     cls = OPTIMIZERS[name]
     known = inspect.signature(cls).parameters
     wanted = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, **more}
-    return cls(
-        encoder.parameters(), **{k: v for k, v in wanted.items() if k in known}
-    )
+    return cls(encoder.parameters(), **{k: v for k, v in wanted.items() if k in known})
 
 
 def step(encoder, optimizer, tasks):
     def closure():
         optimizer.zero_grad()
         with encoder.use_task(tasks):
-            loss = encoder(*batch(2))[0].pow(2).mean()
+            loss = loss_of(encoder(*batch(2))[0])
         loss.backward()
         return loss
 

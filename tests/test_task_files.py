@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from small_encoders import adapted_encoder, as_if_trained, batch
+from small_encoders import adapted_encoder, as_if_trained, batch, loss_of
 
 from espnet_hra import TaskError
 
@@ -58,11 +58,8 @@ def test_a_saved_task_comes_back_bit_for_bit(controller, head, tmp_path):
 
 
 def test_saving_replaces_a_file_and_leaves_nothing_else(encoder, file):
-    before = file.read_bytes()
-    encoder.save_task("it.carlo", file)
-    assert file.read_bytes() == before
     encoder.save_task("a", file)
-    assert file.read_bytes() != before
+    assert encoder.load_task(file, replace=True) == "a"
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
@@ -97,7 +94,7 @@ def test_a_replaced_task_stays_in_the_optimizer(encoder, file):
     encoder.load_task(file, replace=True)
     before = head_of(encoder, "it.carlo")
     with encoder.use_task("it.carlo"):
-        encoder(*batch(2))[0].sum().backward()
+        loss_of(encoder(*batch(2))[0]).backward()
     optimizer.step()
     assert not torch.equal(head_of(encoder, "it.carlo"), before)
 
@@ -107,7 +104,7 @@ def test_a_loaded_task_can_be_trained(file):
     encoder.remove_task("it.carlo")
     encoder.load_task(file)
     with encoder.use_task("it.carlo"):
-        encoder(*batch(2))[0].sum().backward()
+        loss_of(encoder(*batch(2))[0]).backward()
     assert encoder.adapter.heads.vector("it.carlo").grad.abs().sum() > 0
 
 
@@ -162,7 +159,7 @@ def test_a_step_of_any_optimizer_makes_another_controller(encoder, tmp_path, opt
     encoder.save_task("a", tmp_path / "before")
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, **options)
     with encoder.use_task("a"):
-        encoder(*batch(2))[0].sum().backward()
+        loss_of(encoder(*batch(2))[0]).backward()
     optimizer.step()
     with pytest.raises(TaskError, match="controller"):
         encoder.load_task(tmp_path / "before", replace=True)
