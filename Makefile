@@ -14,7 +14,7 @@ ARGS :=
 # Options of pytest, e.g. make test PYTEST_ARGS="-k scoring"
 PYTEST_ARGS :=
 
-SOURCES := $(wildcard espnet_hra local tests)
+SOURCES := $(wildcard espnet_hra local tests benchmarks)
 SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
 
 .PHONY: help venv run test test-slow lint clean

@@ -8,6 +8,7 @@ and nested calls cannot meet, and whatever the encoder does with its layers
 (intermediate CTC, conditioning, stochastic depth, layer drop) goes on as it was.
 """
 
+import collections
 import functools
 import inspect
 import os
@@ -22,7 +23,7 @@ from espnet_hra.adapters import build_adapter
 from espnet_hra.adapters.base import AfterLayer, in_backward, in_checkpoint
 from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.fingerprint import FingerprintCache, fingerprint
-from espnet_hra.names import check_task_name
+from espnet_hra.names import check_task_name, listing
 
 PREFIX = "hra_"
 
@@ -48,8 +49,12 @@ def read_tasks(tasks: Union[str, os.PathLike, Sequence[str], None]) -> Tuple[str
                 f"and cannot be: {e}; give a list for names themselves"
             ) from e
         tasks = [line.strip() for line in lines if line.strip()]
+    if not isinstance(tasks, (list, tuple, type(None))):
+        raise TaskError(
+            f"tasks: {tasks!r} is neither a list of names nor the path of a file"
+        )
     names = tuple(check_task_name(name) for name in tasks or ())
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
     if twice:
         raise TaskError(f"tasks: these names stand twice: {', '.join(twice)}")
     return names
@@ -96,6 +101,12 @@ class AdaptedEncoder(torch.nn.Module):
                 "called `.encoders` and cannot be wrapped; conformer, transformer, "
                 "branchformer and e_branchformer can"
             )
+        if hasattr(self, "forward_infer"):
+            raise ConfigError(
+                f"{self.backbone_class.__name__} is a streaming encoder, and its "
+                "layers hand on a context that is not adapted yet: take conformer, "
+                "transformer, branchformer or e_branchformer"
+            )
         self.requires_grad_(False)  # before the adapter, which learns, is there
         self.adapter = build_adapter(
             adapter, self.output_size(), len(layers), adapter_conf
@@ -106,7 +117,7 @@ class AdaptedEncoder(torch.nn.Module):
         self._verified = False
         self._backbone_cache = FingerprintCache()
         self._default: Any = selection.UNSET
-        self._choice_of = WeakTensorKeyDictionary()
+        self._passes = _Passes()
         freeze_statistics(self, self.training, except_under="adapter")
 
     # ------------------------------------------------------------------- forward
@@ -122,45 +133,34 @@ class AdaptedEncoder(torch.nn.Module):
         if self.expected_fingerprint is not None and not self._verified:
             self.verify_backbone()
         xs_pad = args[0] if args else kwargs["xs_pad"]
-        names = self._names_for(xs_pad)
+        names = self._passes.repeated(xs_pad) if in_backward() else None
         if names is None:
-            return super().forward(*args, **kwargs)
-        view = self._view(self.adapter.begin(names))
+            names = (
+                selection.resolve(
+                    self, self._default, self.adapter.heads, xs_pad.size(0)
+                )
+                or ()
+            )
+            self._passes.record(xs_pad, names)
+        view = self._view(self.adapter.begin(names) if names else None)
         return self.backbone_class.forward(view, *args, **kwargs)
 
-    def _names_for(self, xs_pad: torch.Tensor) -> Optional[Tuple[str, ...]]:
-        """Tasks of this batch, also when activation checkpointing runs it again.
-
-        A checkpoint around the whole encoder calls ``forward`` once more during the
-        backward pass, when a ``use_task`` block may have ended. The choice made for
-        the same input tensor is then the one to repeat.
-        """
-        if in_backward() and xs_pad in self._choice_of:
-            choices = self._choice_of.pop(xs_pad)
-            if len(set(choices)) > 1:
-                raise RuntimeError(
-                    "activation checkpointing cannot tell with which of several tasks "
-                    "to run the encoder again on one and the same input tensor: give "
-                    "each task a tensor of its own, e.g. xs_pad.view_as(xs_pad)"
-                )
-            return choices[0]
-        names = selection.resolve(
-            self, self._default, self.adapter.heads, xs_pad.size(0)
-        )
-        if in_checkpoint():
-            self._choice_of.setdefault(xs_pad, []).append(names)
-        return names
-
-    def _view(self, after_layer: AfterLayer) -> "AdaptedEncoder":
+    def _view(self, after_layer: Optional[AfterLayer]) -> "AdaptedEncoder":
         """A shallow copy whose layers are each followed by a step of the adapter."""
         layers = _shallow_copy(self.encoders)
         layers._modules = {
-            key: _AdaptedLayer(layer, i, after_layer)
+            key: _AdaptedLayer(_private(layer), i, after_layer)
             for i, (key, layer) in enumerate(self.encoders._modules.items())
         }
         view = _shallow_copy(self)
         view._modules = {**self._modules, "encoders": layers}
         return view
+
+    def _replicate_for_data_parallel(self) -> "AdaptedEncoder":
+        raise RuntimeError(
+            "torch.nn.DataParallel is not supported: use DistributedDataParallel "
+            "(in ESPnet: --multiprocessing_distributed true)"
+        )
 
     def train(self, mode: bool = True) -> "AdaptedEncoder":
         """As ``Module.train``, but the frozen BatchNorm statistics do not move."""
@@ -211,6 +211,9 @@ class AdaptedEncoder(torch.nn.Module):
 
     def add_task(self, name: str) -> None:
         """Add a task that computes exactly what the backbone does until it is trained.
+
+        An optimizer that was built before does not know it: build it afterwards, or
+        call its ``add_param_group``.
 
         Raises:
             TaskError: The name is not valid or taken.
@@ -311,6 +314,14 @@ class AdaptedEncoder(torch.nn.Module):
         if self.expected_fingerprint is not None and holds_adapter:
             if not holds_backbone and not self._verified:
                 errors.append(_NOT_LOADED)
+        if holds_adapter:
+            heads = {k.removeprefix("adapter.heads.") for k in keys if ".heads." in k}
+            heads = {k.replace("/", ".") for k in heads}
+            if heads != set(self.tasks):
+                errors.append(
+                    f"the checkpoint has the tasks {listing(sorted(heads))}, this "
+                    f"encoder {listing(self.tasks)}"
+                )
         if holds_backbone:
             self._verified = False
         super()._load_from_state_dict(
@@ -325,12 +336,12 @@ class AdaptedEncoder(torch.nn.Module):
 
     def __getstate__(self) -> Dict[str, Any]:
         state = self.__dict__.copy()
-        state["_choice_of"] = None  # of this process and these tensors only
+        state["_passes"] = None  # of this process and its tensors only
         return state
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._choice_of = WeakTensorKeyDictionary()
+        self._passes = _Passes()
         if isinstance(self._default, selection._Unset):
             self._default = selection.UNSET
 
@@ -350,11 +361,14 @@ class _AdaptedLayer:
     changes. Whatever else is asked of a layer is answered by the layer.
     """
 
-    def __init__(self, layer: torch.nn.Module, index: int, after_layer: AfterLayer):
+    def __init__(
+        self, layer: torch.nn.Module, index: int, after_layer: Optional[AfterLayer]
+    ):
         self._layer, self._index, self._after_layer = layer, index, after_layer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._adapt(self._layer(*args, **kwargs))
+        output = self._layer(*args, **kwargs)
+        return output if self._after_layer is None else self._adapt(output)
 
     def _adapt(self, output: Any) -> Any:
         if isinstance(output, torch.Tensor):
@@ -363,6 +377,67 @@ class _AdaptedLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
+
+
+class _Passes:
+    """With which tasks which input was encoded, for activation checkpointing.
+
+    A checkpoint around the whole encoder calls ``forward`` once more during the
+    backward pass, when a ``use_task`` block may have ended (and on a GPU in another
+    thread). The choice made for the same input tensor is then the one to repeat.
+    """
+
+    def __init__(self) -> None:
+        self._choices = WeakTensorKeyDictionary()
+        self._latest: Optional[Tuple[str, ...]] = None
+
+    def record(self, xs_pad: torch.Tensor, names: Tuple[str, ...]) -> None:
+        """Remember a choice; refuse one that cannot be known to be a repetition."""
+        if in_backward():
+            if self._latest is not None and names != self._latest:
+                raise RuntimeError(
+                    "activation checkpointing runs the encoder again, and the tasks "
+                    f"now chosen are not those of its latest pass ({names} instead of "
+                    f"{self._latest}): checkpoint the encoder itself, with "
+                    "use_reentrant=False, or keep the choice by set_task"
+                )
+            return
+        self._latest = names
+        if in_checkpoint():
+            choices, consumed = self._choices.get(xs_pad, ([], False))
+            # A new forward pass after a backward pass begins anew.
+            self._choices[xs_pad] = ([*([] if consumed else choices), names], False)
+
+    def repeated(self, xs_pad: torch.Tensor) -> Optional[Tuple[str, ...]]:
+        """The choice of the pass that is being repeated; None if it is not known."""
+        if xs_pad not in self._choices:
+            return None
+        choices, _ = self._choices[xs_pad]
+        if len(set(choices)) > 1:
+            raise RuntimeError(
+                "activation checkpointing cannot tell with which of several tasks to "
+                "run the encoder again on one and the same input tensor: give each "
+                "task a tensor of its own, e.g. xs_pad.view_as(xs_pad)"
+            )
+        self._choices[xs_pad] = (choices, True)
+        return choices[0]
+
+
+def _private(layer: torch.nn.Module) -> torch.nn.Module:
+    """A layer for one pass: ESPnet's attention keeps its weights on the module.
+
+    It writes them to ``self.attn`` and reads them back, so that threads would take each
+    other's. Copies of such modules share everything else, hooks included.
+    """
+    stateful = {
+        name: _shallow_copy(child)
+        for name, child in layer._modules.items()
+        if child is not None and "attn" in child.__dict__
+    }
+    if stateful:
+        layer = _shallow_copy(layer)
+        layer._modules = {**layer._modules, **stateful}
+    return layer
 
 
 def _shallow_copy(module: torch.nn.Module) -> torch.nn.Module:

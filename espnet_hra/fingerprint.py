@@ -45,7 +45,9 @@ class FingerprintCache:
         A change is a write that torch's version counter sees, or another storage.
         """
         state = tuple(
-            (name, t.data_ptr(), t.dtype, t._version) for name, t in tensors.items()
+            # Tensors of inference mode do not count their versions.
+            (name, t.data_ptr(), t.dtype, -1 if t.is_inference() else t._version)
+            for name, t in tensors.items()
         )
         if state != self._state:
             self._state, self._value = state, fingerprint(tensors.items())

@@ -44,10 +44,8 @@ def as_choice(task: Union[None, str, Sequence[str]], known: Sequence[str]) -> Ch
     if isinstance(task, str):
         names: Tuple[str, ...] = (task,)
     else:
-        try:
-            names = tuple(task)
-        except TypeError:
-            names = ()
+        # Not any iterable: a set or the keys of a dict have no order to rely on.
+        names = tuple(task) if isinstance(task, (list, tuple)) else ()
         if not names or not all(isinstance(name, str) for name in names):
             raise TaskError(
                 f"{task!r} is no task: give a name, a list with one name per "

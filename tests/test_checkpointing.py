@@ -170,7 +170,6 @@ def right_or_refused(encoder, forward, expected):
         same_gradients(found, expected)
 
 
-@pytest.mark.xfail(strict=True, reason=ELSEWHERE)
 def test_a_checkpoint_around_more_than_the_encoder_is_right_or_refused():
     encoder = trained()
 
@@ -183,7 +182,6 @@ def test_a_checkpoint_around_more_than_the_encoder_is_right_or_refused():
     right_or_refused(encoder, forward, run(encoder, expected, names="b"))
 
 
-@pytest.mark.xfail(strict=True, reason=ELSEWHERE)
 def test_the_same_input_twice_under_a_checkpoint_after_the_block():
     encoder = trained()
 
@@ -196,7 +194,6 @@ def test_the_same_input_twice_under_a_checkpoint_after_the_block():
     same_gradients(run(encoder, forward, within=False), run(encoder, expected))
 
 
-@pytest.mark.xfail(strict=True, reason=ELSEWHERE)
 def test_a_second_backward_pass_through_a_checkpointed_encoder_after_the_block():
     encoder = trained()
     expected = run(encoder, plain)
@@ -211,7 +208,6 @@ def test_a_second_backward_pass_through_a_checkpointed_encoder_after_the_block()
     same_gradients(gradients(encoder), expected)
 
 
-@pytest.mark.xfail(strict=True, reason=ELSEWHERE)
 def test_a_reentrant_checkpoint_around_the_encoder_is_right_or_refused():
     encoder = trained()
 

@@ -1,5 +1,6 @@
 """A task as a file: round trips, and everything that must be refused."""
 
+import json
 import os
 import pickle
 import random
@@ -67,7 +68,15 @@ def test_the_file_is_plain_safetensors(file, encoder):
     tensors = safetensors.torch.load_file(file)
     assert sum(t.numel() for t in tensors.values()) == head_of(encoder, "a").numel()
     with safetensors.safe_open(file, framework="pt") as opened:
-        assert opened.metadata()["task"] == "it.carlo"
+        record = json.loads(opened.metadata()["espnet_hra"])
+    assert record["task"] == "it.carlo"
+    assert record["backbone"] == encoder.backbone_fingerprint
+
+
+def test_equal_tasks_give_equal_files(file, encoder):
+    content = file.read_bytes()
+    encoder.save_task("it.carlo", file)
+    assert file.read_bytes() == content
 
 
 def test_an_unknown_task_is_not_saved(encoder, tmp_path):
@@ -208,12 +217,13 @@ def test_a_flipped_byte_is_refused_or_harmless(encoder, file):
 
 
 def rewritten(file, change):
-    """Change tensors or metadata in place and write them as safetensors."""
+    """Change tensors or the record in place and write them as safetensors."""
     tensors = safetensors.torch.load_file(file)
     with safetensors.safe_open(file, framework="pt") as opened:
-        metadata = dict(opened.metadata())
-    change(tensors, metadata)
-    safetensors.torch.save_file(tensors, file, metadata or None)
+        record = json.loads(opened.metadata()["espnet_hra"])
+    change(tensors, record)
+    metadata = {"espnet_hra": json.dumps(record)} if record else None
+    safetensors.torch.save_file(tensors, file, metadata)
 
 
 CHANGES = {

@@ -591,7 +591,8 @@ def test_stock_inference_refuses_an_adapters_checkpoint(loud):
 def test_without_this_package_espnets_error_names_the_encoder(loud):
     script = (
         "import sys; from espnet2.bin.asr_inference import Speech2Text; "
-        "Speech2Text(sys.argv[1] + '/config.yaml', sys.argv[1] + '/valid.loss.best.pth')"
+        "folder = sys.argv[1]; "
+        "Speech2Text(f'{folder}/config.yaml', f'{folder}/valid.loss.best.pth')"
     )
     run = subprocess.run(
         [sys.executable, "-c", script, str(loud)], capture_output=True, text=True

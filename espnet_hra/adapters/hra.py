@@ -314,10 +314,15 @@ class HierarchicalRecurrentAdapter(Adapter):
             ("controller_size", controller_size),
             ("head_size", head_size),
         ):
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ConfigError(
                     f"adapter_conf: {key}: {value!r} must be a whole number above 0"
                 )
+        if type(recurrent_init) not in (int, float) or recurrent_init < 0:
+            raise ConfigError(
+                f"adapter_conf: recurrent_init: {recurrent_init!r} must be a number, "
+                "0 or more"
+            )
         self.width, self.num_layers = width, num_layers
         self._config = {
             "controller": controller,
