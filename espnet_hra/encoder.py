@@ -314,14 +314,13 @@ class AdaptedEncoder(torch.nn.Module):
         if self.expected_fingerprint is not None and holds_adapter:
             if not holds_backbone and not self._verified:
                 errors.append(_NOT_LOADED)
-        if holds_adapter:
-            heads = {k.removeprefix("adapter.heads.") for k in keys if ".heads." in k}
-            heads = {k.replace("/", ".") for k in heads}
-            if heads != set(self.tasks):
-                errors.append(
-                    f"the checkpoint has the tasks {listing(sorted(heads))}, this "
-                    f"encoder {listing(self.tasks)}"
-                )
+        heads = {k.removeprefix("adapter.heads.") for k in keys if ".heads." in k}
+        without = [name for name in self.tasks if name.replace(".", "/") not in heads]
+        if heads and without:  # they would go on as the backbone, in silence as well
+            known = sorted(key.replace("/", ".") for key in heads)
+            errors.append(
+                f"the checkpoint has no head for {listing(without)}; it has {listing(known)}"
+            )
         if holds_backbone:
             self._verified = False
         super()._load_from_state_dict(
