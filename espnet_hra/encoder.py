@@ -319,7 +319,8 @@ class AdaptedEncoder(torch.nn.Module):
         if heads and without:  # they would go on as the backbone, in silence as well
             known = sorted(key.replace("/", ".") for key in heads)
             errors.append(
-                f"the checkpoint has no head for {listing(without)}; it has {listing(known)}"
+                f"the checkpoint has no head for {listing(without)}; it has those of "
+                f"{listing(known)}"
             )
         if holds_backbone:
             self._verified = False

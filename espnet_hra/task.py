@@ -6,10 +6,22 @@ registers when it is imported, so that spawned workers find it as well.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 import yaml
@@ -32,6 +44,8 @@ from espnet_hra.names import listing
 from espnet_hra.trainer import AdapterTrainer
 
 registry.register()
+
+logger = logging.getLogger(__name__)
 
 AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
 
@@ -132,7 +146,8 @@ class HRATask(ASRTask):
         if args.check_data and not (
             args.collect_stats or args.dry_run or args.print_config
         ):
-            _check_data(args)
+            with _messages(args.log_level):
+                _check_data(args)
         super().main(args=args)
 
     # ---------------------------------------------------------------------- data
@@ -294,6 +309,19 @@ def _backbone_conf(encoder_conf: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     return conf
 
 
+@contextlib.contextmanager
+def _messages(level: Union[int, str]) -> Iterator[None]:
+    """Show this package's messages before ESPnet sets up logging, without doing it."""
+    log, handler = logging.getLogger("espnet_hra"), logging.StreamHandler()
+    log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
 def _check_data(args: argparse.Namespace) -> None:
     """Check the data of training and validation; see :mod:`espnet_hra.validate`.
 
@@ -301,7 +329,6 @@ def _check_data(args: argparse.Namespace) -> None:
         DataError: With all problems of both in one report, unless they shall be
             skipped; then the arguments name lists without them.
     """
-    logging.basicConfig(level=args.log_level)
     try:
         requirements = validate.requirements_from_config(args)
     except (ValueError, OSError) as e:
@@ -331,7 +358,7 @@ def _check_data(args: argparse.Namespace) -> None:
         raise DataError(
             f"{text}\nCorrect them, or leave these utterances out with --skip_bad true"
         )
-    logging.warning(f"{text}\nLeft out, because of --skip_bad true")
+    logger.warning(f"{text}\nLeft out, because of --skip_bad true")
     for part, report in bad.items():
         if not report.good:
             raise DataError(f"{text}\nNo utterance of the {part} data is left")
@@ -419,13 +446,13 @@ def _load_initial_adapter(args: argparse.Namespace, model: torch.nn.Module) -> N
         )
     taken = {key: state[key] for key in own.keys() & state}
     adapter.load_state_dict(taken, strict=False)
-    logging.info(f"Started from {args.init_adapter}: {', '.join(sorted(taken))}")
+    logger.info(f"Started from {args.init_adapter}: {', '.join(sorted(taken))}")
 
 
 def _report_parameters(args: argparse.Namespace, model: torch.nn.Module) -> None:
     """Log the table of parameters and keep it beside the configuration."""
     counts = params.count(model)
-    logging.info(params.table(counts))
+    logger.info(params.table(counts))
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
