@@ -20,6 +20,12 @@ def _decode(argv: List[str]) -> None:
     asr_inference.main(argv)
 
 
+def _transcribe(argv: List[str]) -> int:
+    from espnet_hra.bin import transcribe
+
+    return transcribe.main(argv)
+
+
 def _params(argv: List[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="espnet-hra params",
@@ -56,16 +62,17 @@ def _read_config(path: str) -> Dict[str, Any]:
     return config
 
 
-_COMMANDS: Dict[str, Tuple[Callable[[List[str]], None], str]] = {
+_COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
     "train": (_train, "train an adapter on a frozen base (ESPnet's options)"),
     "decode": (_decode, "decode data with tasks (ESPnet's options)"),
+    "transcribe": (_transcribe, "write down what is said in audio files"),
     "params": (_params, "table of trainable and per-task parameters"),
 }
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Run a sub-command; errors of use end with one line and exit status 1 or 2."""
-    commands = "\n".join(f"  {name:<8}{text}" for name, (_, text) in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="espnet-hra",
         usage="espnet-hra COMMAND [OPTION ...]",
@@ -78,7 +85,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv[:1])
 
     with one_line(f"espnet-hra {args.command}"):
-        _COMMANDS[args.command][0](argv[1:])
+        sys.exit(_COMMANDS[args.command][0](argv[1:]))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from audio import Conversion, convert_all
+from espnet_hra.audio import Conversion, convert_all
+
 from corpus import (
     SPLITS,
     CorpusError,

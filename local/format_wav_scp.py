@@ -16,7 +16,8 @@ from typing import Dict, List, Optional, Sequence
 
 import soundfile
 
-from audio import SAMPLE_RATE, Conversion, convert_all
+from espnet_hra.audio import SAMPLE_RATE, Conversion, convert_all
+
 from corpus import CorpusError, safe_name, write_lines
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")

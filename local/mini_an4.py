@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from audio import AudioError, Conversion, convert_all
+from espnet_hra.audio import AudioError, Conversion, convert_all
+
 from corpus import CorpusError, Utterance, clean_text, summary, write_kaldi_dir
 
 CORPUS = "mini_an4"

@@ -651,3 +651,27 @@ def test_task_files_travel_between_models_on_one_base(joint, loud, an4, tmp_path
         model.set_task("male")
     wave = waves(an4)[0]
     assert source(wave)[0][0] == other(wave)[0][0]
+
+
+def test_transcribing_files_of_any_format_and_rate(loud, an4, tmp_path, capsys):
+    from espnet_hra.bin import transcribe
+
+    wave = waves(an4)[0].numpy()
+    soundfile.write(tmp_path / "a.flac", wave, 16000)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([wave, wave], 1), 16000)
+    soundfile.write(tmp_path / "fast.wav", np.repeat(wave, 3), 48000)
+    soundfile.write(tmp_path / "short.wav", wave[:400], 16000)
+    (tmp_path / "text.wav").write_text("no audio")
+    names = ("a.flac", "stereo.wav", "fast.wav", "short.wav", "text.wav", "gone.wav")
+    files = [str(tmp_path / name) for name in names]
+    status = transcribe.main([*files, "--model", str(loud), "--task", "male"])
+    printed = capsys.readouterr()
+    texts = dict(line.split("\t") for line in printed.out.splitlines())
+    assert status == 1
+    assert list(texts) == files[:4]
+    assert texts[files[0]] and texts[files[3]] == ""
+    assert all(name in printed.err for name in ("text.wav", "gone.wav"))
+    assert transcribe.main([files[0], "--model", str(loud), "--task", "male"]) == 0
+    alone = capsys.readouterr().out.strip()
+    assert transcribe.main([files[1], "--model", str(loud), "--task", "male"]) == 0
+    assert capsys.readouterr().out.strip() == alone

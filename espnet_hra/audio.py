@@ -1,4 +1,4 @@
-"""Audio of any format, brought to 16 kHz mono FLAC.
+"""Audio of any format: reading, resampling, and conversion to 16 kHz mono FLAC.
 
 Files that libsndfile knows are read by soundfile, everything else by PyAV
 (FFmpeg). Both come with ESPnet's training extra, as does soxr, the resampler.
@@ -14,6 +14,8 @@ from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
 import numpy as np
 import soundfile
 
+from espnet_hra.errors import UserError
+
 #: The sampling rate of everything that is written.
 SAMPLE_RATE = 16000
 
@@ -24,7 +26,7 @@ RAW_FORMATS = {".g722": "g722"}
 PathLike = Union[str, "os.PathLike[str]"]
 
 
-class AudioError(ValueError):
+class AudioError(UserError, ValueError):
     """A recording that cannot be read."""
 
 
