@@ -141,13 +141,12 @@ class HRATask(ASRTask):
     ) -> None:
         """Train. Options as of ``espnet2.bin.asr_train`` and those above."""
         args = cls.parse(cmd) if args is None else args
-        if args.encoder.startswith(PREFIX) and not args.collect_stats:
-            _base_source(args)  # to hear of a missing one before all audio is read
-        if args.check_data and not (
-            args.collect_stats or args.dry_run or args.print_config
-        ):
-            with _messages(args.log_level):
-                _check_data(args)
+        if not (args.collect_stats or args.dry_run or args.print_config):
+            if args.encoder.startswith(PREFIX):
+                _base_source(args)  # to hear of a missing one before audio is read
+            if args.check_data:
+                with _messages(args.log_level):
+                    _check_data(args)
         super().main(args=args)
 
     # ---------------------------------------------------------------------- data
