@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, ContextManager, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from espnet_hra import selection, taskfile
 from espnet_hra.adapters import build_adapter
-from espnet_hra.adapters.base import AfterLayer, in_backward, in_checkpoint
+from espnet_hra.adapters.base import AfterLayer
+from espnet_hra.checkpointing import Passes, in_backward
 from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.fingerprint import FingerprintCache, fingerprint
 from espnet_hra.names import check_task_name, listing
@@ -117,7 +117,7 @@ class AdaptedEncoder(torch.nn.Module):
         self._verified = False
         self._backbone_cache = FingerprintCache()
         self._default: Any = selection.UNSET
-        self._passes = _Passes()
+        self._passes = Passes()
         freeze_statistics(self, self.training, except_under="adapter")
 
     # ------------------------------------------------------------------- forward
@@ -341,7 +341,7 @@ class AdaptedEncoder(torch.nn.Module):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._passes = _Passes()
+        self._passes = Passes()
         if isinstance(self._default, selection._Unset):
             self._default = selection.UNSET
 
@@ -377,50 +377,6 @@ class _AdaptedLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
-
-
-class _Passes:
-    """With which tasks which input was encoded, for activation checkpointing.
-
-    A checkpoint around the whole encoder calls ``forward`` once more during the
-    backward pass, when a ``use_task`` block may have ended (and on a GPU in another
-    thread). The choice made for the same input tensor is then the one to repeat.
-    """
-
-    def __init__(self) -> None:
-        self._choices = WeakTensorKeyDictionary()
-        self._latest: Optional[Tuple[str, ...]] = None
-
-    def record(self, xs_pad: torch.Tensor, names: Tuple[str, ...]) -> None:
-        """Remember a choice; refuse one that cannot be known to be a repetition."""
-        if in_backward():
-            if self._latest is not None and names != self._latest:
-                raise RuntimeError(
-                    "activation checkpointing runs the encoder again, and the tasks "
-                    f"now chosen are not those of its latest pass ({names} instead of "
-                    f"{self._latest}): checkpoint the encoder itself, with "
-                    "use_reentrant=False, or keep the choice by set_task"
-                )
-            return
-        self._latest = names
-        if in_checkpoint():
-            choices, consumed = self._choices.get(xs_pad, ([], False))
-            # A new forward pass after a backward pass begins anew.
-            self._choices[xs_pad] = ([*([] if consumed else choices), names], False)
-
-    def repeated(self, xs_pad: torch.Tensor) -> Optional[Tuple[str, ...]]:
-        """The choice of the pass that is being repeated; None if it is not known."""
-        if xs_pad not in self._choices:
-            return None
-        choices, _ = self._choices[xs_pad]
-        if len(set(choices)) > 1:
-            raise RuntimeError(
-                "activation checkpointing cannot tell with which of several tasks to "
-                "run the encoder again on one and the same input tensor: give each "
-                "task a tensor of its own, e.g. xs_pad.view_as(xs_pad)"
-            )
-        self._choices[xs_pad] = (choices, True)
-        return choices[0]
 
 
 def _private(layer: torch.nn.Module) -> torch.nn.Module:

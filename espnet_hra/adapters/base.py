@@ -11,23 +11,6 @@ from espnet_hra.bank import TaskBank
 AfterLayer = Callable[[int, torch.Tensor], torch.Tensor]
 
 
-def in_backward() -> bool:
-    """Whether this thread runs a backward pass (so a forward recomputes activations).
-
-    torch.utils.checkpoint itself asks the same question in this way.
-    """
-    return torch._C._current_graph_task_id() != -1
-
-
-def in_checkpoint() -> bool:
-    """Whether what is computed now may be computed again during backward.
-
-    True within torch.utils.checkpoint, whose saved-tensor hooks are then in force.
-    """
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks
-    return torch.is_grad_enabled() and hooks(True) is not None
-
-
 class Adapter(torch.nn.Module):
     """A module that lives at ``encoder.adapter`` and changes what layers pass on.
 

@@ -33,8 +33,9 @@ from typing import Any, Dict, Optional, Sequence
 import torch
 import torch.nn.functional as F
 
-from espnet_hra.adapters.base import Adapter, AfterLayer, in_backward, in_checkpoint
+from espnet_hra.adapters.base import Adapter, AfterLayer
 from espnet_hra.bank import TaskBank, Tensors
+from espnet_hra.checkpointing import in_backward, in_checkpoint
 from espnet_hra.errors import ConfigError
 
 
