@@ -284,6 +284,12 @@ if "${train_backbone}" && [ "${corpus}" = debian_voices ]; then
     backbone_dev=backbone_dev
 fi
 
+# A backbone that is trained here knows the letters of the tasks as well.
+token_sets=("${backbone_train}")
+if [ "${backbone_train}" != train ]; then
+    token_sets+=(train)
+fi
+
 # wanted STAGE: whether the options ask for it.
 wanted() {
     local number
@@ -454,11 +460,12 @@ stage_3() {
 }
 
 stage_4() {
-    local set name config=${dump}/validation.yaml extra unknown ids
+    local set name config=${dump}/validation.yaml extra unknown ids texts
     if "${train_backbone}"; then
         # Every character of the training texts; stage 5 leaves out those of bad ones.
+        mapfile -t texts < <(files_of "${dump}/raw" text "${token_sets[@]}")
         "${prepare_python}" local/char_list.py --token_list "${dump}/raw/tokens.txt" \
-            --text "${dump}/raw/${backbone_train}/text"
+            --text "${texts[@]}"
     fi
     for set in "${all_sets[@]}"; do
         # Of two values of a key, YAML takes the second.
@@ -502,8 +509,10 @@ stage_4() {
 }
 
 stage_5() {
+    local texts
+    mapfile -t texts < <(files_of "${dump}" text "${token_sets[@]}")
     announce "${prepare_python}" local/char_list.py --token_list "${token_list}" \
-        --text "${dump}/${backbone_train}/text"
+        --text "${texts[@]}"
 }
 
 stage_6() {
@@ -689,7 +698,8 @@ fi
 if wanted 5; then
     if "${train_backbone}"; then
         need "${dump}/${backbone_train}/text" 4
-        key=$(digest 5 "@${dump}/${backbone_train}/text")
+        mapfile -t key < <(files_of "${dump}" text "${token_sets[@]}" | sed 's/^/@/')
+        key=$(digest 5 "${key[@]}")
         run_stage 5 "Token list" - "${key}" all stage_5 "${token_list}"
     else
         log "Stage 5: the tokens are the backbone's"
