@@ -394,7 +394,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             What the next layer receives, (b, ..., d), and the new state, (b, ..., c).
         """
         h = self.controller(x, h)
-        return x + self.head.apply(h, head).to(x.dtype), h
+        return self.head.apply(h, head).to(x.dtype).add_(x), h  # in place: y = x + ...
 
     def formula(self) -> Dict[str, int]:
         d, c, _ = self._size
