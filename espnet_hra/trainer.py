@@ -48,6 +48,12 @@ class AdapterTrainer(espnet_trainer.Trainer):
                 repair(Path(options.output_dir), options.best_model_criterion)
             super().run(model=model, **kwargs)
 
+    @classmethod
+    def plot_attention(cls, model: torch.nn.Module, **kwargs: Any) -> None:
+        """As ESPnet's, in full precision: NumPy and its plots know no bfloat16."""
+        with mock.patch.object(model, "autocast_dtype", None):
+            super().plot_attention(model=model, **kwargs)
+
 
 def atomic_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
     """``torch.save`` that replaces a file in one step, or leaves it as it was."""

@@ -258,6 +258,14 @@ def test_bfloat16_autocast_trains_close_to_float32(an4, base, tmp_path, seen):
     assert losses["bfloat16"] != losses["none"]
 
 
+def test_attention_is_plotted_under_autocast(an4, base, tmp_path):
+    output = train(
+        an4, base, tmp_path / "exp", "--autocast", "bfloat16", "--num_att_plot", "1",
+        max_epoch=1, use_matplotlib=True,
+    )  # fmt: skip
+    assert list((output / "att_ws").rglob("*.png"))
+
+
 def test_validation_counts_no_errors_in_the_padding(loud, an4):
     import espnet_hra
 
