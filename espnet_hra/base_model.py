@@ -239,11 +239,16 @@ def components(model: torch.nn.Module) -> Dict[str, List[Tuple[str, torch.Tensor
 
 
 def fingerprints(model: torch.nn.Module) -> Dict[str, str]:
-    """Fingerprints of the base within a model, by component.
-
-    The one of the encoder equals ``encoder.backbone_fingerprint``.
-    """
-    return {name: fingerprint(part) for name, part in components(model).items()}
+    """Fingerprints of the base within an adapted model, by component."""
+    return {
+        # The encoder keeps its own, so that it is not computed again to verify it.
+        name: (
+            model.encoder.backbone_fingerprint
+            if name == "encoder"
+            else fingerprint(part)
+        )
+        for name, part in components(model).items()
+    }
 
 
 def load_base(
