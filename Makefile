@@ -14,7 +14,7 @@ ARGS :=
 # Options of pytest, e.g. make test PYTEST_ARGS="-k scoring"
 PYTEST_ARGS :=
 
-SOURCES := $(wildcard espnet_hra local tests benchmarks)
+SOURCES := $(wildcard espnet_hra local tests benchmarks setup.py)
 SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
 
 .PHONY: help venv run test test-slow lint clean
@@ -25,7 +25,7 @@ help:  ## show this list
 venv: $(STAMP)  ## set up .venv (done by the other targets on first use)
 
 # Built again where the requirements changed or the folder was moved or damaged.
-$(STAMP): setup.cfg pyproject.toml local/find_python.sh
+$(STAMP): setup.cfg setup.py pyproject.toml local/find_python.sh
 	@if ! $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
 	    python=$$(bash local/find_python.sh); \
 	    echo "Making $(VENV) with $$python"; \
@@ -33,7 +33,7 @@ $(STAMP): setup.cfg pyproject.toml local/find_python.sh
 	fi
 	@echo "Installing ESPnet and PyTorch (2-4 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
-	    --editable '.[test,dev]'
+	    --editable '.[lora,test,dev]'
 	@touch $@
 	@echo "Installed in $(VENV)"
 

@@ -13,7 +13,17 @@ In ``state_dict`` the vector of task ``it.carlo`` is called ``heads.it/carlo``: 
 forbids dots in parameter names, and task names cannot contain a slash.
 """
 
-from typing import Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 
@@ -23,23 +33,75 @@ from espnet_hra.names import check_task_name, listing
 Tensors = Dict[str, torch.Tensor]
 
 
+class Section(NamedTuple):
+    """Tensors that lie side by side in a task's vector and are needed together."""
+
+    start: int
+    layout: Dict[str, torch.Size]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return sum(shape.numel() for shape in self.layout.values())
+
+
+def zeros(tensors: Tensors) -> None:
+    """The initial values of what a task adds: nothing."""
+    for tensor in tensors.values():
+        tensor.zero_()
+
+
 class TaskBank(torch.nn.Module):
     """The parameters of all tasks, one flat vector each.
 
     Args:
         layout: Names and shapes of a task's tensors, in their order in the vector.
         init: Fills a new task's tensors (views of its vector) in place.
+
+    Attributes:
+        size: Number of values of a task.
+        sections: Where in the vector lies what, see :meth:`extend`.
     """
 
     def __init__(
         self,
         layout: Mapping[str, Sequence[int]],
-        init: Callable[[Tensors], None],
+        init: Callable[[Tensors], None] = zeros,
     ):
         super().__init__()
-        self.layout = {name: torch.Size(shape) for name, shape in layout.items()}
-        self.size = sum(shape.numel() for shape in self.layout.values())
-        self._init = init
+        self.size = 0
+        self.sections: List[Section] = []
+        self._inits: List[Callable[[Tensors], None]] = []
+        self.extend(layout, init)
+
+    def extend(
+        self,
+        layout: Mapping[str, Sequence[int]],
+        init: Callable[[Tensors], None] = zeros,
+    ) -> Section:
+        """Give every task further tensors, behind those that it has.
+
+        Possible as long as there is no task.
+
+        Args:
+            layout: As for the constructor.
+            init: As for the constructor.
+
+        Returns:
+            Where they are, for :meth:`gather`.
+        """
+        assert not len(self), "tasks exist already"
+        shapes = {name: torch.Size(shape) for name, shape in layout.items()}
+        section = Section(self.size, shapes)
+        self.sections.append(section)
+        self._inits.append(init)
+        self.size += section.size
+        return section
+
+    @property
+    def layout(self) -> Dict[str, torch.Size]:
+        """Names and shapes of all tensors of a task, in their order in the vector."""
+        return {k: s for section in self.sections for k, s in section.layout.items()}
 
     # `_parameters` is written to directly: `register_parameter` and `setattr` refuse
     # names such as "keys", "type" or "train" that modules have methods for.
@@ -100,7 +162,8 @@ class TaskBank(torch.nn.Module):
     def initialise(self, vector: torch.Tensor) -> None:
         """Fill a task's vector with initial values."""
         with torch.no_grad():
-            self._init(self.split(vector))
+            for section, init in zip(self.sections, self._inits):
+                init(self.split(vector, section))
 
     def remove(self, name: str) -> None:
         """Forget a task.
@@ -124,7 +187,8 @@ class TaskBank(torch.nn.Module):
             tensors: For each name of the layout a tensor of its shape.
             like: A tensor on the device and of the type that a new task shall have.
         """
-        flat = torch.cat([tensors[part].reshape(-1) for part in self.layout])
+        parts = [tensors[part].reshape(-1) for part in self.layout]
+        flat = torch.cat(parts) if parts else like.new_empty(0)
         with torch.no_grad():
             if name in self:
                 self.vector(name).copy_(flat)
@@ -132,19 +196,31 @@ class TaskBank(torch.nn.Module):
                 vector = torch.nn.Parameter(flat.to(like))
                 self._parameters[check_task_name(name).replace(".", "/")] = vector
 
-    def split(self, vector: torch.Tensor) -> Tensors:
+    def split(self, vector: torch.Tensor, section: Optional[Section] = None) -> Tensors:
         """The tensors of a task as views of its vector.
 
         Args:
             vector: Shape (size,), or (batch, size) for one task per utterance.
+            section: The tensors that are wanted; None for all.
 
         Returns:
             For each name of the layout a view of shape (...) or (batch, ...).
         """
-        parts = vector.split([s.numel() for s in self.layout.values()], dim=-1)
+        return self._views(self._part(vector, section), section)
+
+    def _part(self, vector: torch.Tensor, section: Optional[Section]) -> torch.Tensor:
+        """A section's values, (..., size of the section)."""
+        if section is None or section.size == vector.size(-1):
+            return vector
+        return vector.narrow(-1, section.start, section.size)
+
+    def _views(self, part: torch.Tensor, section: Optional[Section]) -> Tensors:
+        """A section's values, (..., size of the section), cut into its tensors."""
+        layout = self.layout if section is None else section.layout
+        parts = part.split([s.numel() for s in layout.values()], dim=-1)
         return {
-            name: part.view(*vector.shape[:-1], *shape)
-            for (name, shape), part in zip(self.layout.items(), parts)
+            name: part.view(*part.shape[:-1], *shape)
+            for (name, shape), part in zip(layout.items(), parts)
         }
 
     def tensors(self, name: str) -> Tensors:
@@ -155,12 +231,19 @@ class TaskBank(torch.nn.Module):
         """
         return self.split(self.vector(name).detach())
 
-    def gather(self, names: Sequence[str], dtype: torch.dtype) -> Tensors:
+    def gather(
+        self,
+        names: Sequence[str],
+        dtype: Optional[torch.dtype] = None,
+        section: Optional[Section] = None,
+    ) -> Tensors:
         """The tensors that a batch needs.
 
         Args:
             names: One task for the whole batch, or one per utterance.
-            dtype: Type to compute in; converted once for all layers.
+            dtype: Type to compute in, converted once for all layers; None for that of
+                the tasks.
+            section: The tensors that are needed; None for all.
 
         Returns:
             Tensors of the layout's shapes if one task serves the whole batch, else
@@ -171,14 +254,16 @@ class TaskBank(torch.nn.Module):
             TaskError: A task is unknown.
         """
         distinct: List[str] = list(dict.fromkeys(names))
+        parts = [self._part(self.vector(name), section) for name in distinct]
+        dtype = dtype or parts[0].dtype
         if len(distinct) == 1:
-            return self.split(self.vector(distinct[0]).to(dtype))
-        rows = torch.stack([self.vector(name) for name in distinct]).to(dtype)
+            return self._views(parts[0].to(dtype), section)
+        rows = torch.stack(parts).to(dtype)
         if len(distinct) < len(names):
             position = {name: i for i, name in enumerate(distinct)}
             index = [position[name] for name in names]
             rows = rows.index_select(0, torch.tensor(index, device=rows.device))
-        return self.split(rows)  # [b, ...]
+        return self._views(rows, section)  # [b, ...]
 
     def extra_repr(self) -> str:
         return f"tasks={len(self)}, parameters_per_task={self.size:,}"

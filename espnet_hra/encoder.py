@@ -19,10 +19,10 @@ import torch
 
 from espnet_hra import selection, taskfile
 from espnet_hra.adapters import build_adapter
-from espnet_hra.adapters.base import AfterLayer
+from espnet_hra.adapters.base import AfterLayer, Change, changed, shallow_copy
 from espnet_hra.checkpointing import Passes, in_backward
 from espnet_hra.errors import ConfigError, TaskError
-from espnet_hra.fingerprint import FingerprintCache, fingerprint
+from espnet_hra.fingerprint import ContentCache, VersionCache, fingerprint, walk
 from espnet_hra.names import check_task_name, listing
 
 PREFIX = "hra_"
@@ -108,14 +108,16 @@ class AdaptedEncoder(torch.nn.Module):
                 "transformer, branchformer or e_branchformer"
             )
         self.requires_grad_(False)  # before the adapter, which learns, is there
-        self.adapter = build_adapter(
-            adapter, self.output_size(), len(layers), adapter_conf
-        )
+        self.adapter = build_adapter(adapter, self, adapter_conf)
         for name in read_tasks(tasks):
-            self.adapter.add_task(name)
+            self.add_task(name)
         self.expected_fingerprint = backbone_fingerprint
         self._verified = False
-        self._backbone_cache = FingerprintCache()
+        self._backbone_cache = VersionCache()
+        self._controller_cache = ContentCache()
+        #: What surrounds the encoder, if it is known: fingerprints of the base's other
+        #: parts (`base`) and of the token list (`tokens`). Task files name them too.
+        self.surroundings: Dict[str, Any] = {}
         self._default: Any = selection.UNSET
         self._passes = Passes()
         freeze_statistics(self, self.training, except_under="adapter")
@@ -135,25 +137,91 @@ class AdaptedEncoder(torch.nn.Module):
         xs_pad = args[0] if args else kwargs["xs_pad"]
         names = self._passes.repeated(xs_pad) if in_backward() else None
         if names is None:
-            names = (
-                selection.resolve(
-                    self, self._default, self.adapter.heads, xs_pad.size(0)
-                )
-                or ()
-            )
+            names = self.tasks_of_batch(xs_pad.size(0))
             self._passes.record(xs_pad, names)
-        view = self._view(self.adapter.begin(names) if names else None)
-        return self.backbone_class.forward(view, *args, **kwargs)
+        if len(set(names)) > 1 and not self.adapter.mixes:
+            return self._task_by_task(names, args, kwargs)
+        return self._run(names, *args, **kwargs)
 
-    def _view(self, after_layer: Optional[AfterLayer]) -> "AdaptedEncoder":
+    def tasks_of_batch(self, size: int) -> Tuple[str, ...]:
+        """The tasks in force in this thread: none, one, or one per utterance.
+
+        Args:
+            size: Number of utterances.
+
+        Raises:
+            TaskError: Several tasks and no choice, or a choice that does not fit.
+        """
+        return selection.resolve(self, self._default, self.adapter.heads, size) or ()
+
+    def _run(self, names: Tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+        """One pass with these tasks: none, one, or one per utterance."""
+        if names:
+            view = self._view(self.adapter.begin(names), self.adapter.changes(names[0]))
+        else:
+            view = self._view(None, {})
+        if self.adapter.ctc is None:
+            return self.backbone_class.forward(view, *args, **kwargs)
+        if names and not self.adapter.projects:
+            raise RuntimeError(
+                "the tasks have CTC projections of their own (ctc: task), and this "
+                "model's CTC does not use them: decode with `espnet-hra decode` or "
+                "`espnet_hra.Speech2Text`, or call espnet_hra.projection.attach(model)"
+            )
+        # An intermediate CTC that is fed back must meet the tasks of this very pass.
+        choice = names if len(names) > 1 else next(iter(names), None)
+        with selection.block(self, choice):
+            return self.backbone_class.forward(view, *args, **kwargs)
+
+    def _task_by_task(
+        self, names: Tuple[str, ...], args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> Any:
+        """A mixed batch for an adapter that serves one task at a time.
+
+        Each task's utterances run as the batch that they would be without the others,
+        with no more padding than that; the outputs are put together again in order.
+        """
+        xs_pad = args[0] if args else kwargs["xs_pad"]
+        lengths = args[1] if len(args) > 1 else kwargs["ilens"]
+        size, frames = xs_pad.shape[:2]
+        rows = {
+            name: [i for i, other in enumerate(names) if other == name]
+            for name in dict.fromkeys(names)
+        }
+        outputs = []
+        for name, own in rows.items():
+            index = torch.tensor(own, device=xs_pad.device)
+            end = frames - int(lengths.max() - lengths[own].max())
+
+            def part(value: Any, index=index, end=end) -> Any:
+                tensor = isinstance(value, torch.Tensor) and value.dim() > 0
+                if not tensor or value.size(0) != size:
+                    return value
+                value = value.index_select(0, index.to(value.device))
+                timed = value.dim() > 1 and value.size(1) == frames
+                return value[:, :end] if timed else value
+
+            outputs.append(
+                self._run(
+                    (name,),
+                    *(part(value) for value in args),
+                    **{key: part(value) for key, value in kwargs.items()},
+                )
+            )
+        order = [i for own in rows.values() for i in own]
+        return _together(outputs, torch.tensor(order).argsort())
+
+    def _view(
+        self, after_layer: Optional[AfterLayer], changes: Mapping[str, Change]
+    ) -> "AdaptedEncoder":
         """A shallow copy whose layers are each followed by a step of the adapter."""
-        layers = _shallow_copy(self.encoders)
+        view = changed(self, changes) if changes else shallow_copy(self)
+        layers = shallow_copy(view.encoders)
         layers._modules = {
             key: _AdaptedLayer(_private(layer), i, after_layer)
-            for i, (key, layer) in enumerate(self.encoders._modules.items())
+            for i, (key, layer) in enumerate(view.encoders._modules.items())
         }
-        view = _shallow_copy(self)
-        view._modules = {**self._modules, "encoders": layers}
+        view._modules = {**view._modules, "encoders": layers}
         return view
 
     def _replicate_for_data_parallel(self) -> "AdaptedEncoder":
@@ -218,7 +286,13 @@ class AdaptedEncoder(torch.nn.Module):
         Raises:
             TaskError: The name is not valid or taken.
         """
-        self.adapter.add_task(name)
+        self.adapter.add_task(name, like=self._like())
+
+    def _like(self) -> torch.Tensor:
+        """Of the device and type that a new task shall have."""
+        # Without controller or tasks, the adapter has no parameters.
+        like = next(self.adapter.parameters(), next(self.parameters()))
+        return like.detach()
 
     def remove_task(self, name: str) -> None:
         """Forget a task; if it was chosen by `set_task`, no task is chosen any more.
@@ -231,13 +305,46 @@ class AdaptedEncoder(torch.nn.Module):
         if chosen == name or (isinstance(chosen, tuple) and name in chosen):
             self._default = selection.UNSET
 
-    def save_task(self, name: str, path: Union[str, os.PathLike]) -> None:
+    def save_task(
+        self,
+        name: str,
+        path: Union[str, os.PathLike],
+        *,
+        info: Optional[Mapping[str, Any]] = None,
+    ) -> None:
         """Write a task to a safetensors file, with the fingerprints of what it needs.
+
+        Args:
+            name: The task.
+            path: The file to write.
+            info: What is said about the task: ``license``, ``languages``, ``data``,
+                ``scores``, ``date``; see :data:`espnet_hra.taskfile.INFO`. What was
+                said in the file that it was loaded from is said again, but for scores
+                and date if the task has been trained since.
+
+        Raises:
+            TaskError: The task is unknown, has values that are no numbers, or the file
+                cannot be written.
+        """
+        taskfile.save(
+            path,
+            name,
+            self.adapter.heads.tensors(name),
+            self.identity(),
+            {**self.task_info(name), **(info or {})},
+        )
+
+    def task_info(self, name: str) -> Dict[str, Any]:
+        """What the file that a task was loaded from says about it.
 
         Raises:
             TaskError: The task is unknown.
         """
-        taskfile.save(path, name, self.adapter.heads.tensors(name), self._identity())
+        vector = self.adapter.heads.vector(name)
+        info, loaded = getattr(vector, "espnet_hra_info", ({}, None))
+        if loaded is not None and loaded != fingerprint([("", vector)]):
+            info = {k: v for k, v in info.items() if k not in ("scores", "date")}
+        return dict(info)
 
     def load_task(self, path: Union[str, os.PathLike], *, replace: bool = False) -> str:
         """Add the task of a file, under the name that stands in it.
@@ -253,38 +360,66 @@ class AdaptedEncoder(torch.nn.Module):
             TaskError: The file is damaged, was made for another backbone, controller or
                 head, or its name is taken.
         """
-        name, tensors = taskfile.load(path, self.adapter.heads.layout, self._identity())
-        if name in self.adapter.heads and not replace:
+        heads, file = self.adapter.heads, self.read_task(path)
+        name = file.name
+        if name in heads and not replace:
             raise TaskError(
                 f"{path}: task {name!r} exists already; load it with replace=True, or "
                 "remove the other first"
             )
-        self.adapter.heads.put(name, tensors, like=next(self.adapter.parameters()))
+        heads.put(name, file.tensors, like=self._like())
+        vector = heads.vector(name)
+        # Goes where the parameter goes, and ends with it.
+        vector.espnet_hra_info = (file.info, fingerprint([("", vector)]))
         return name
+
+    def read_task(
+        self,
+        path: Union[str, os.PathLike],
+        *,
+        said: Union[str, os.PathLike, None] = None,
+    ) -> taskfile.TaskFile:
+        """Read and verify the task of a file, without adding it.
+
+        Args:
+            path: A file of :meth:`save_task`.
+            said: How messages name the file, if not by `path`.
+
+        Raises:
+            TaskError: The file is damaged, or was made for another backbone, controller
+                or head.
+        """
+        return taskfile.load(path, self.adapter.heads.layout, self.identity(), said)
 
     # -------------------------------------------------------------- verification
 
     def backbone_tensors(self) -> Dict[str, torch.Tensor]:
         """Parameters and buffers of the wrapped encoder, under its own keys."""
-        state = torch.nn.Module.state_dict(self, keep_vars=True)
-        return {k: v for k, v in state.items() if not k.startswith("adapter.")}
+        return dict(walk(self, without="adapter"))
 
     @property
     def backbone_fingerprint(self) -> str:
         """Fingerprint of the wrapped encoder's weights."""
-        return self._backbone_cache.get(self.backbone_tensors())
+        tensors = self.backbone_tensors()
+        return self._backbone_cache.get(
+            tensors.values(), lambda: fingerprint(tensors.items())
+        )
 
     @property
     def controller_fingerprint(self) -> str:
         """Fingerprint of what all tasks share."""
-        # Not cached: fused optimizers write without torch counting it.
-        return fingerprint(self.adapter.shared_parameters().items())
+        shared = walk(self.adapter, without="heads")
+        return self._controller_cache.get(
+            {k: v for k, v in shared if isinstance(v, torch.nn.Parameter)}
+        )
 
-    def _identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Dict[str, Any]:
+        """What a task's file must agree with: configuration and fingerprints."""
         return {
             "config": self.adapter.config,
             "backbone": self.backbone_fingerprint,
             "controller": self.controller_fingerprint,
+            **self.surroundings,
         }
 
     def verify_backbone(self) -> None:
@@ -347,8 +482,8 @@ class AdaptedEncoder(torch.nn.Module):
 
 
 _NOT_LOADED = (
-    "this checkpoint holds a hierarchical recurrent adapter only, and the backbone it "
-    "was trained on is not loaded: decode it with `espnet-hra decode` or "
+    "this checkpoint holds an adapter only, and the backbone it was trained on is not "
+    "loaded: decode it with `espnet-hra decode` or "
     "`espnet_hra.Speech2Text` (pip install espnet-hra), which load and verify the "
     "backbone, instead of ESPnet's own inference"
 )
@@ -386,20 +521,36 @@ def _private(layer: torch.nn.Module) -> torch.nn.Module:
     other's. Copies of such modules share everything else, hooks included.
     """
     stateful = {
-        name: _shallow_copy(child)
+        name: shallow_copy(child)
         for name, child in layer._modules.items()
         if child is not None and "attn" in child.__dict__
     }
     if stateful:
-        layer = _shallow_copy(layer)
+        layer = shallow_copy(layer)
         layer._modules = {**layer._modules, **stateful}
     return layer
 
 
-def _shallow_copy(module: torch.nn.Module) -> torch.nn.Module:
-    copied = module.__class__.__new__(module.__class__)
-    copied.__dict__.update(module.__dict__)
-    return copied
+def _together(parts: Sequence[Any], order: torch.Tensor) -> Any:
+    """One output of those of parts of a batch.
+
+    Args:
+        parts: Outputs of ``forward``: tensors (b_i, ...), maybe in tuples and lists;
+            whatever else is in them is the same in all.
+        order: Where in the parts, laid end to end, each utterance is.
+    """
+    first = parts[0]
+    if isinstance(first, (tuple, list)):
+        return type(first)(_together(items, order) for items in zip(*parts))
+    if not isinstance(first, torch.Tensor):
+        return first
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts))]
+    padded = []
+    for part in parts:
+        missing = [n - m for n, m in zip(shape, part.shape[1:])]
+        before_after = [n for m in reversed(missing) for n in (0, m)]
+        padded.append(torch.nn.functional.pad(part, before_after))
+    return torch.cat(padded).index_select(0, order.to(first.device))
 
 
 def _blank(backbone_class: type) -> AdaptedEncoder:

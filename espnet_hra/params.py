@@ -15,9 +15,10 @@ def count(model: torch.nn.Module) -> Dict[str, Any]:
         model: Model with an adapted encoder at ``encoder``.
 
     Returns:
-        ``backbone`` (everything that is not the adapter's), ``shared`` (controller),
-        ``per_task`` by name, ``one_task``, ``trainable``, the method's ``formula``, and
-        multiply-accumulates per encoder frame: ``adapter_macs`` and ``layer_macs``.
+        ``backbone`` (everything that is not the adapter's), ``shared`` (the controller
+        of HRA), ``per_task`` by name, ``one_task``, ``trainable``, the method's
+        ``formula``, and multiply-accumulates per encoder frame: ``adapter_macs`` and
+        ``layer_macs``.
     """
     encoder: AdaptedEncoder = model.encoder
     adapter = encoder.adapter
@@ -67,9 +68,10 @@ def table(counts: Dict[str, Any], title: str = "Parameters") -> str:
         rows.append([label, f"{number:,}", f"{number * percent:.3f} %"])
 
     row("backbone (frozen)", backbone)
-    row("controller (shared by all layers and tasks)", counts["shared"])
-    row("one task's head", counts["one_task"])
-    row(f"all {len(tasks):,} heads", sum(tasks.values()))
+    if counts["shared"]:
+        row("controller (shared by all layers and tasks)", counts["shared"])
+    row("one task", counts["one_task"])
+    row(f"all {len(tasks):,} tasks", sum(tasks.values()))
     row("trainable now", counts["trainable"])
     widths = [max(len(r[i]) for r in rows) for i in range(3)]
     lines = [

@@ -13,6 +13,8 @@ import sys
 from types import ModuleType
 from typing import Optional
 
+from espnet_hra.names import plain_encoder
+
 #: Modules whose `encoder_choices` hold speech encoders.
 REGISTRIES = (
     "espnet2.tasks.asr",
@@ -51,10 +53,26 @@ def _extend(module: ModuleType) -> None:
     choices = getattr(module, "encoder_choices", None)
     if choices is None:  # the module is still being imported, or has none
         return
+    if not isinstance(choices.classes, _Classes):
+        choices.classes = _Classes(choices.classes)
     for name, cls in list(choices.classes.items()):
         # ESPnet checks the type only when the registry is made.
         if issubclass(cls, AbsEncoder) and not name.startswith(PREFIX):
             choices.classes.setdefault(f"{PREFIX}{name}", wrap_encoder(cls))
+
+
+class _Classes(dict):
+    """ESPnet's registry, in which the name that packs give an encoder is found too."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(
+            plain_encoder(name) if isinstance(name, str) else name
+        )
+
+    def __missing__(self, name: str) -> type:
+        if plain_encoder(name) == name:
+            raise KeyError(name)
+        return self[plain_encoder(name)]
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -6,6 +6,7 @@ registers when it is imported, so that spawned workers find it as well.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import logging
@@ -29,10 +30,10 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.utils.types import str2bool, str_or_none
 
-from espnet_hra import params, registry, validate
+from espnet_hra import params, projection, registry, validate
 from espnet_hra.base_model import load_base, open_base
 from espnet_hra.encoder import OWN_KEYS, PREFIX, AdaptedEncoder, read_tasks
-from espnet_hra.errors import BaseModelError, DataError
+from espnet_hra.errors import BaseModelError, ConfigError, DataError
 from espnet_hra.model import (
     ADAPTER_PREFIX,
     DATA_NAME,
@@ -84,8 +85,8 @@ class HRATask(ASRTask):
             "--init_adapter",
             type=str_or_none,
             default=None,
-            help="Start from the controller and heads in the checkpoint of an earlier "
-            "adaptation. Needed for adapter_conf.regime=new_task",
+            help="Start from the controller and tasks in the checkpoint of an earlier "
+            "adaptation. HRA needs it for adapter_conf.regime=new_task",
         )
         group.add_argument(
             "--autocast",
@@ -144,6 +145,7 @@ class HRATask(ASRTask):
         if not (args.collect_stats or args.dry_run or args.print_config):
             if args.encoder.startswith(PREFIX):
                 _base_source(args)  # to hear of a missing one before audio is read
+                _settle_new_tokens(args)
             if args.check_data:
                 with _messages(args.log_level):
                     _check_data(args)
@@ -186,23 +188,39 @@ class HRATask(ASRTask):
         if adapted and "tasks" in args.encoder_conf:
             # Inlined, as ESPnet does with the token list, to keep a pack whole.
             args.encoder_conf["tasks"] = list(read_tasks(args.encoder_conf["tasks"]))
-        needs_base = adapted and not getattr(args, "collect_stats", False)
+        if not adapted:
+            model = super().build_model(args)
+            make_task_aware(model)
+            return model
+        needs_base = not getattr(args, "collect_stats", False)
         if needs_base:
             source = cls.base_override or _base_source(args)
+        # The base is built, loaded and verified with the tokens that it has.
+        args.token_list, new_tokens = projection.settle(args)
         model = super().build_model(args)
         make_task_aware(model)
         if needs_base:
             freeze_base(model)
-            cls._load_base(args, model, source)
+            cls._load_base(args, model, source, len(new_tokens))
+        if new_tokens:
+            projection.extend(model, args.token_list, new_tokens)
+            args.token_list = list(model.token_list)
+        projection.attach(model)
         return model
 
     @classmethod
     def _load_base(
-        cls, args: argparse.Namespace, model: torch.nn.Module, source: str
+        cls,
+        args: argparse.Namespace,
+        model: torch.nn.Module,
+        source: str,
+        new_tokens: int = 0,
     ) -> None:
         """Load the base whole and write its fingerprints to the configuration."""
         expected = getattr(args, "base_fingerprint", None)
-        args.base_fingerprint = load_base(model, open_base(source), expected)
+        args.base_fingerprint = load_base(
+            model, open_base(source), expected, new_tokens
+        )
         local = Path(source).expanduser()
         args.pretrained_model = str(local.resolve()) if local.exists() else source
         args.encoder_conf["backbone_fingerprint"] = args.base_fingerprint["encoder"]
@@ -233,8 +251,12 @@ class HRATask(ASRTask):
             raise BaseModelError(
                 f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
             )
+        args.token_list, new_tokens = projection.settle(args)
         model = super().build_model(args)
         freeze_base(model)
+        if new_tokens:
+            projection.extend(model, args.token_list, new_tokens)
+        projection.attach(model)
         return model
 
     @classmethod
@@ -246,6 +268,12 @@ class HRATask(ASRTask):
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
             _load_initial_adapter(args, model)
             _report_parameters(args, model)
+            if not any(p.numel() for p in model.parameters() if p.requires_grad):
+                raise ConfigError(
+                    f"adapter: {args.encoder_conf.get('adapter', 'hra')} with "
+                    f"{len(model.encoder.tasks)} tasks has no parameters: there is "
+                    "nothing to train"
+                )
             # A mixed batch uses some heads only.
             args.unused_parameters = True
         return super().build_optimizers(args, model)
@@ -261,22 +289,28 @@ class HRATask(ASRTask):
 
         Args:
             config_file: Saved configuration; by default beside `model_file`.
-            model_file: Checkpoint: of the adapter, or of a whole model without one.
+            model_file: Checkpoint: of the adapter, or of a whole model without one. An
+                ``adapter: none`` needs none.
             device: Where to put the model.
 
         Raises:
             BaseModelError: Keys are missing or surplus, or the base is missing or not
                 the one that the adapter was trained on.
         """
+        if config_file is None and model_file is not None:
+            config_file = Path(model_file).parent / "config.yaml"
+        config: Dict[str, Any] = {}
+        if config_file is not None:
+            config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+        args = argparse.Namespace(**config)
+        args.init = None  # the checkpoint replaces whatever it would give
         if model_file is None:
+            if (config.get("encoder_conf") or {}).get("adapter") == "none":
+                return cls.build_model(args).to(device), args  # has no checkpoints
             raise BaseModelError(
                 f"{config_file}: no checkpoint was given; without it the adapter would "
                 "not change anything. Give the file, e.g. valid.cer_ctc.ave.pth"
             )
-        config_file = Path(config_file or Path(model_file).parent / "config.yaml")
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        args = argparse.Namespace(**config)
-        args.init = None  # the checkpoint replaces whatever it would give
         model = cls.build_model(args)
         state = safe_torch_load(str(model_file), map_location="cpu")
         if isinstance(state.get("model"), dict):  # checkpoint.pth, made for resuming
@@ -364,6 +398,44 @@ def _check_data(args: argparse.Namespace) -> None:
         _restrict(args, part, report.good)
 
 
+def _settle_new_tokens(args: argparse.Namespace) -> None:
+    """Replace ``new_tokens: auto`` by tokens, and add new tokens to the token list.
+
+    Raises:
+        ConfigError: They cannot be learned.
+        DataError: The training text cannot be read.
+    """
+    own = args.encoder_conf.get("adapter_conf") or {}
+    if not own.get("new_tokens"):
+        return
+    if own["new_tokens"] == projection.AUTO:
+        found = _unknown_tokens(args)
+        logger.info(f"New tokens, from the training text: {found or 'none'}")
+        args.encoder_conf["adapter_conf"] = {**own, "new_tokens": list(found)}
+    tokens, new = projection.settle(args)
+    args.token_list = projection.with_new(tokens, new)
+
+
+def _unknown_tokens(args: argparse.Namespace) -> Dict[str, int]:
+    """How often the training text has which characters that the base lacks."""
+    if args.token_type != "char":
+        raise ConfigError(
+            f"adapter_conf: new_tokens: {projection.AUTO} takes characters from the "
+            f"text, and this model's tokens are of another type ({args.token_type})"
+        )
+    counts: collections.Counter = collections.Counter()
+    try:
+        tokenizer = validate.requirements_from_config(args).tokenizer
+        path = _lists(args, "train").get("text")
+        if path is not None and tokenizer is not None:
+            for line in Path(path).read_text(encoding="utf-8").splitlines():
+                counts.update(tokenizer("".join(line.split(maxsplit=1)[1:])))
+    except (ValueError, OSError) as e:
+        raise DataError(f"the training text cannot be read: {e}") from e
+    known = set(projection.read_tokens(args.token_list))
+    return {token: counts[token] for token in sorted(counts) if token not in known}
+
+
 def _lists(args: argparse.Namespace, part: str) -> Dict[str, str]:
     """The lists of a part's data streams, by name."""
     return {
@@ -419,7 +491,7 @@ def _base_source(args: argparse.Namespace) -> str:
 
 
 def _load_initial_adapter(args: argparse.Namespace, model: torch.nn.Module) -> None:
-    """Start from an earlier adapter's controller and heads."""
+    """Start from an earlier adapter's controller and tasks."""
     adapter = model.encoder.adapter
     if args.init_adapter is None:
         if adapter.regime == "new_task":
@@ -436,16 +508,24 @@ def _load_initial_adapter(args: argparse.Namespace, model: torch.nn.Module) -> N
         if key.startswith(ADAPTER_PREFIX)
     }
     own = adapter.state_dict()
-    missing = [k for k in own if not k.startswith("heads.") and k not in state]
+    shared = {k for k in own.keys() | state if not k.startswith("heads.")}
+    missing, surplus = sorted(shared - state.keys()), sorted(shared - own.keys())
     other = [k for k in own.keys() & state if own[k].shape != state[k].shape]
-    if missing or other:
+    if missing or surplus or other or not state:
         raise BaseModelError(
             f"--init_adapter {args.init_adapter}: not an adapter of this configuration "
-            f"(missing: {missing or 'none'}; of another shape: {other or 'none'})"
+            f"(missing: {missing or 'none'}; surplus: {surplus or 'none'}; of another "
+            f"shape: {other or 'none'}; tasks in the file: {listing(_tasks_of(state))})"
         )
     taken = {key: state[key] for key in own.keys() & state}
     adapter.load_state_dict(taken, strict=False)
     logger.info(f"Started from {args.init_adapter}: {', '.join(sorted(taken))}")
+
+
+def _tasks_of(state: Mapping[str, Any]) -> List[str]:
+    """Names of the tasks in an adapter's state."""
+    heads = sorted(key for key in state if key.startswith("heads."))
+    return [key.removeprefix("heads.").replace("/", ".") for key in heads]
 
 
 def _report_parameters(args: argparse.Namespace, model: torch.nn.Module) -> None:

@@ -757,8 +757,8 @@ def _remedy_for_unknown(
         except Exception:  # the changed text is only an attempt
             continue
     return (
-        "Spell it with the model's tokens, or train a base with a token list that has "
-        "them; the model would learn <unk> instead."
+        "Spell it with the model's tokens, or let tasks learn new ones (adapter_conf: "
+        "{ctc: task, new_tokens: auto}); the model would learn <unk> instead."
     )
 
 
@@ -1186,7 +1186,14 @@ def _tokens_from_config(config: Mapping[str, Any]) -> Optional[Tuple[str, ...]]:
         # A token may be a white-space character itself: ESPnet keeps the first one.
         lines = _read_names(os.fspath(tokens), "token_list")
         tokens = [line[:1] + line[1:].rstrip() for line in lines]
-    return tuple(str(token) for token in tokens)
+    conf = (config.get("encoder_conf") or {}).get("adapter_conf") or {}
+    new = conf.get("new_tokens")
+    new = [token for token in new if token not in tokens] if _is_list(new) else []
+    return tuple(str(token) for token in (*tokens, *new))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _tasks_from_config(config: Mapping[str, Any]) -> Optional[Tuple[str, ...]]:

@@ -402,8 +402,8 @@ def test_pretrained_model_for_a_plain_encoder_is_refused(an4, base, tmp_path):
 def test_an_adapter_that_is_not_built_is_refused_with_those_that_are(
     an4, base, tmp_path
 ):
-    conf = {**ADAPTATION["encoder_conf"], "adapter": "lora"}
-    with pytest.raises(ValueError, match="'lora' is not available; built are: hra"):
+    conf = {**ADAPTATION["encoder_conf"], "adapter": "houlsby"}
+    with pytest.raises(ValueError, match="'houlsby' is not available; built are: hra"):
         train(an4, base, tmp_path / "exp", encoder_conf=conf)
 
 

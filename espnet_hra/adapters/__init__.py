@@ -7,40 +7,62 @@ one line in :data:`ADAPTERS`.
 import inspect
 from typing import Any, Dict, Optional, Type
 
-from espnet_hra.adapters.base import Adapter
+from espnet_hra.adapters.base import Adapter, Backbone
+from espnet_hra.adapters.bitfit import BitFit
+from espnet_hra.adapters.full import FullFineTuning
 from espnet_hra.adapters.hra import HierarchicalRecurrentAdapter
+from espnet_hra.adapters.lora import LoRA
+from espnet_hra.adapters.none import NoAdapter
+from espnet_hra.adapters.residual import ResidualAdapter
 from espnet_hra.errors import ConfigError
 
 ADAPTERS: Dict[str, Type[Adapter]] = {
     "hra": HierarchicalRecurrentAdapter,
+    "residual": ResidualAdapter,
+    "lora": LoRA,
+    "bitfit": BitFit,
+    "full": FullFineTuning,
+    "none": NoAdapter,
 }
 
 
+def adapter_class(name: str) -> Type[Adapter]:
+    """The adapter of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in ADAPTERS:
+        raise ConfigError(
+            f"adapter: {name!r} is not available; built are: {', '.join(ADAPTERS)}"
+        )
+    return ADAPTERS[name]
+
+
 def build_adapter(
-    name: str, width: int, num_layers: int, conf: Optional[Dict[str, Any]] = None
+    name: str, backbone: Backbone, conf: Optional[Dict[str, Any]] = None
 ) -> Adapter:
     """Build the adapter of a configuration.
 
     Args:
         name: Value of `adapter:`.
-        width: Width d of the encoder.
-        num_layers: Number L of layers that it adapts.
+        backbone: The encoder that it adapts, still without an adapter.
         conf: Value of `adapter_conf:`.
 
     Raises:
         ConfigError: The name is not one of :data:`ADAPTERS`, or the configuration has
             an unknown key or a value that is not possible.
     """
-    if name not in ADAPTERS:
-        raise ConfigError(
-            f"adapter: {name!r} is not available; built are: {', '.join(ADAPTERS)}"
-        )
+    built = adapter_class(name)
+    own = list(inspect.signature(built).parameters)[1:]
+    common = list(inspect.signature(built.configure).parameters)[1:]
     conf = conf or {}
-    possible = list(inspect.signature(ADAPTERS[name]).parameters)[2:]
     for key in conf:
-        if key not in possible:
+        if key not in own + common:
             raise ConfigError(
                 f"adapter_conf: {key!r} is no key of the adapter {name!r}; possible "
-                f"are: {', '.join(possible)}"
+                f"are: {', '.join(own + common)}"
             )
-    return ADAPTERS[name](width, num_layers, **conf)
+    adapter = built(backbone, **{k: v for k, v in conf.items() if k in own})
+    adapter.configure(**{k: v for k, v in conf.items() if k in common})
+    return adapter

@@ -28,12 +28,22 @@ What the paper leaves open, and what is chosen here:
   frozen and only heads learn (``regime: new_task``).
 """
 
-from typing import Any, Dict, Optional, Sequence
+import math
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 
-from espnet_hra.adapters.base import Adapter, AfterLayer
+from espnet_hra.adapters.base import (
+    REENTRANT,
+    Adapter,
+    AfterLayer,
+    Backbone,
+    affine,
+    check_choice,
+    check_size,
+    init_matrix,
+)
 from espnet_hra.bank import TaskBank, Tensors
 from espnet_hra.checkpointing import in_backward, in_checkpoint
 from espnet_hra.errors import ConfigError
@@ -42,12 +52,6 @@ from espnet_hra.errors import ConfigError
 def _dense(*shape: int) -> torch.nn.Parameter:
     """A matrix to be initialised."""
     return torch.nn.Parameter(torch.empty(*shape))
-
-
-def _init_matrix(matrix: torch.Tensor) -> None:
-    """Uniform in +-1/sqrt(columns), torch's default for a linear layer."""
-    bound = matrix.size(-1) ** -0.5
-    torch.nn.init.uniform_(matrix, -bound, bound)
 
 
 # ---------------------------------------------------------------------- controllers
@@ -86,7 +90,7 @@ class Controller(torch.nn.Module):
             elif name == "u":
                 torch.nn.init.uniform_(p, 0.0, self.recurrent_init)
             else:
-                _init_matrix(p)
+                init_matrix(p)
 
     @staticmethod
     def count(d: int, c: int) -> int:
@@ -197,24 +201,6 @@ CONTROLLERS = {"indrnn": IndRNN, "rnn": RNN, "ligru": LiGRU, "none": Memoryless}
 # ---------------------------------------------------------------------------- heads
 
 
-def affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """``weight x + bias`` with one matrix for the batch, or one per utterance.
-
-    Args:
-        x: (b, ..., i).
-        weight: (o, i), or (b, o, i).
-        bias: (o), or (b, o).
-
-    Returns:
-        (b, ..., o).
-    """
-    if weight.dim() == 2:
-        return F.linear(x, weight, bias)
-    flat = x.reshape(x.size(0), -1, x.size(-1))  # [b, t, i]
-    y = torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2))  # [b, t, o]
-    return y.view(*x.shape[:-1], y.size(-1))
-
-
 class LinearHead:
     """``V h + v``."""
 
@@ -249,7 +235,7 @@ class FeedForwardHead:
 
     @staticmethod
     def init(p: Tensors) -> None:
-        _init_matrix(p["V1"])
+        init_matrix(p["V1"])
         p["v1"].zero_()
         p["V2"].zero_()
         p["v2"].zero_()
@@ -269,17 +255,14 @@ class HierarchicalRecurrentAdapter(Adapter):
     """One controller for all layers and tasks, one head per task.
 
     Args:
-        width: Width d of the encoder.
-        num_layers: Number L of its layers (for the arithmetic only: neither controller
-            nor head depends on the depth).
+        backbone: The encoder, for its width d and number L of layers (L for the
+            arithmetic only: neither controller nor head depends on the depth).
         controller: ``indrnn``, ``rnn``, ``ligru`` or ``none``.
         controller_size: Size c of the controller.
         head: ``linear`` or ``ffn``.
         head_size: Inner size f of an ``ffn`` head.
         input_norm: ``layer_norm`` or ``none``, before W.
         recurrent_init: Upper bound of the initial u of an ``indrnn``.
-        regime: ``joint`` trains the controller with the heads; ``new_task`` freezes it.
-        ctc: ``frozen``: the CTC layer stays the backbone's.
 
     Raises:
         ConfigError: A value is not possible.
@@ -287,89 +270,46 @@ class HierarchicalRecurrentAdapter(Adapter):
 
     def __init__(
         self,
-        width: int,
-        num_layers: int,
+        backbone: Backbone,
         controller: str = "indrnn",
         controller_size: int = 256,
         head: str = "linear",
         head_size: int = 64,
         input_norm: str = "layer_norm",
         recurrent_init: float = 1.0,
-        regime: str = "joint",
-        ctc: str = "frozen",
     ):
         super().__init__()
-        for key, value, possible in (
-            ("controller", controller, CONTROLLERS),
-            ("head", head, HEADS),
-            ("input_norm", input_norm, ("layer_norm", "none")),
-            ("regime", regime, ("joint", "new_task")),
-            ("ctc", ctc, ("frozen",)),
-        ):
-            if value not in possible:
-                raise ConfigError(
-                    f"adapter_conf: {key}: {value!r} is not available; "
-                    f"built are: {', '.join(possible)}"
-                )
-        for key, value in (
-            ("controller_size", controller_size),
-            ("head_size", head_size),
-        ):
-            if type(value) is not int or value < 1:
-                raise ConfigError(
-                    f"adapter_conf: {key}: {value!r} must be a whole number above 0"
-                )
+        check_choice("controller", controller, CONTROLLERS)
+        check_choice("head", head, HEADS)
+        check_choice("input_norm", input_norm, ("layer_norm", "none"))
+        check_size("controller_size", controller_size)
+        check_size("head_size", head_size)
         if type(recurrent_init) not in (int, float) or recurrent_init < 0:
             raise ConfigError(
                 f"adapter_conf: recurrent_init: {recurrent_init!r} must be a number, "
                 "0 or more"
             )
-        self.width, self.num_layers = width, num_layers
-        self._config = {
+        width, self.num_layers = backbone.output_size(), len(backbone.encoders)
+        self.own_config = {
+            "adapter": "hra",
+            "width": width,
             "controller": controller,
             "controller_size": controller_size,
             "head": head,
             "input_norm": input_norm,
         }
         if head == "ffn":
-            self._config["head_size"] = head_size
+            self.own_config["head_size"] = head_size
         self._size = (width, controller_size, head_size)
         self.controller = CONTROLLERS[controller](
             width, controller_size, input_norm == "layer_norm", recurrent_init
         )
         self.head = HEADS[head]
         self.heads = TaskBank(self.head.layout(*self._size), self.head.init)
-        self.regime = regime
-
-    @property
-    def config(self) -> Dict[str, Any]:
-        return {"adapter": "hra", "width": self.width, **self._config}
-
-    @property
-    def regime(self) -> str:
-        """``joint`` or ``new_task``; setting it freezes or frees the controller."""
-        frozen = not any(p.requires_grad for p in self.shared_parameters().values())
-        return "new_task" if frozen else "joint"
-
-    @regime.setter
-    def regime(self, value: str) -> None:
-        if value not in ("joint", "new_task"):
-            raise ConfigError(f"regime: {value!r} must be 'joint' or 'new_task'")
-        for p in self.shared_parameters().values():
-            p.requires_grad_(value == "joint")
 
     def reset_parameters(self) -> None:
-        """Initialise the controller and every head that exists."""
         self.controller.reset_parameters()
-        for name in self.heads:
-            self.heads.initialise(self.heads.vector(name))
-
-    def espnet_initialization_fn(self) -> None:
-        """ESPnet's ``--init`` rewrites every matrix; a zero head must stay zero."""
-        self.reset_parameters()
-
-    def add_task(self, name: str) -> None:
-        self.heads.add(name, like=self.controller.W.detach())
+        super().reset_parameters()
 
     def begin(self, names: Sequence[str]) -> AfterLayer:
         device = self.controller.W.device.type
@@ -378,7 +318,8 @@ class HierarchicalRecurrentAdapter(Adapter):
             if torch.is_autocast_enabled(device)
             else self.controller.W.dtype
         )
-        return _DepthRecurrence(self, self.heads.gather(names, dtype))
+        head = self.heads.gather(names, dtype, self.heads.sections[0])
+        return _DepthRecurrence(self, head)
 
     def step(
         self, x: torch.Tensor, h: Optional[torch.Tensor], head: Tensors
@@ -396,19 +337,16 @@ class HierarchicalRecurrentAdapter(Adapter):
         h = self.controller(x, h)
         return self.head.apply(h, head).to(x.dtype).add_(x), h  # in place: y = x + ...
 
-    def formula(self) -> Dict[str, int]:
+    def count(self) -> Tuple[int, int]:
         d, c, _ = self._size
         norm = 0 if self.controller.norm is None else 2 * d
-        return {
-            "shared": self.controller.count(d, c) + norm,
-            "per_task": self.head.count(*self._size),
-        }
+        return self.controller.count(d, c) + norm, self.head.count(*self._size)
 
-    def macs(self) -> int:
+    def own_macs(self) -> int:
         shapes = [p.shape for p in self.controller.parameters()]
-        shapes += self.heads.layout.values()
+        shapes += self.head.layout(*self._size).values()
         # one for each weight of a matrix, biases and norms left out as usual
-        return self.num_layers * sum(s.numel() for s in shapes if len(s) == 2)
+        return self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
 
 
 class _DepthRecurrence:
@@ -433,11 +371,7 @@ class _DepthRecurrence:
         if in_backward() and not self.recomputing:
             return self.adapter.step(x, self.came_from[index], self.head)[0]
         if self.grad and not torch.is_grad_enabled():
-            raise RuntimeError(
-                "reentrant activation checkpointing of single layers would lose the "
-                "gradient of the recurrence over depth: call "
-                "torch.utils.checkpoint.checkpoint with use_reentrant=False"
-            )
+            raise RuntimeError(REENTRANT.format("the recurrence over depth"))
         h = self.h if index > self.latest else None
         if h is not None and h.size(-2) > x.size(-2):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
