@@ -6,19 +6,20 @@ loaded again.
 """
 
 import dataclasses
-import hashlib
 import logging
 import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
-import yaml
 
-from espnet_hra.errors import BaseModelError
+from espnet_hra import archive
+from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.fingerprint import fingerprint
+from espnet_hra.names import plain_encoder
+from espnet_hra.projection import without_new
 
 #: Keys of an ESPnet configuration that describe the model and its tokens: these come
 #: along with a base. Everything else (data, optimisation) is the adaptation's own.
@@ -92,11 +93,23 @@ class BaseModel:
     config_file: Optional[Path]
 
     def model_config(self) -> Dict[str, Any]:
-        """The part of its configuration that comes along, see :data:`MODEL_KEYS`."""
+        """The part of its configuration that comes along, see :data:`MODEL_KEYS`.
+
+        Raises:
+            BaseModelError: It cannot be read, or is not that of a speech recogniser.
+        """
         if self.config_file is None:
             return {}
-        config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        config = archive.read_yaml(self.config_file)
+        lacking = [k for k in ("encoder", "token_list") if not config.get(k)]
+        if lacking:
+            raise BaseModelError(
+                f"{self.source}: not a model for speech recognition (its configuration "
+                f"has no {' and no '.join(lacking)}); only those can be adapted"
+            )
         config = {key: config[key] for key in MODEL_KEYS if key in config}
+        if config.get("encoder"):
+            config["encoder"] = plain_encoder(config["encoder"])
         for keys in _FILES:
             self._find_file(config, keys)
         return config
@@ -121,6 +134,7 @@ class BaseModel:
         """
         from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
+        archive.check_checkpoint(self.model_file)
         try:
             state = safe_torch_load(str(self.model_file), map_location="cpu")
         except Exception as e:
@@ -153,20 +167,54 @@ def open_base(source: str, cache: Optional[str] = None) -> BaseModel:
     if path.is_dir():
         return _from_folder(source, path)
     if path.is_file():
-        return _from_pack(source, _unpack(path, cache))
+        return _from_folder(source, _unpack(path, cache))
     if os.sep in source and not re.fullmatch(r"[\w.-]+/[\w.@-]+", source):
         raise BaseModelError(
             f"{source}: no such file or folder; a base is an ESPnet pack (.zip), an "
             "experiment folder, a checkpoint (.pth), or a tag of the model zoo"
         )
-    return _from_pack(source, _download(source, cache))
+    found = _download(source, cache)
+    if isinstance(found, Path):
+        return _from_folder(source, found)
+    return _from_pack(source, found)
+
+
+def check_adaptable(base: BaseModel) -> None:
+    """Refuse a base that no adapter can stand on, before anything is computed with it.
+
+    Raises:
+        BaseModelError: It is not a model for speech recognition.
+        ConfigError: Its encoder cannot be wrapped.
+    """
+    config = base.model_config()
+    name = config.get("encoder")
+    if name in (None, "conformer", "transformer", "branchformer", "e_branchformer"):
+        return
+    # Others show what they are only when they are built.
+    from espnet2.tasks.asr import encoder_choices
+
+    conf = {
+        k: v
+        for k, v in (config.get("encoder_conf") or {}).items()
+        if k not in ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
+    }
+    try:
+        built = encoder_choices.get_class(f"hra_{name}")
+        built(input_size=config.get("input_size") or 80, **conf)
+    except ConfigError as e:
+        raise BaseModelError(f"{base.source}: encoder: {name}: {e}") from e
+    except Exception as e:
+        raise BaseModelError(
+            f"{base.source}: its encoder {name} cannot be built as an adapted one "
+            f"({type(e).__name__}: {e}); conformer, transformer, branchformer and "
+            "e_branchformer can"
+        ) from e
 
 
 def _from_folder(source: str, folder: Path) -> BaseModel:
     meta = folder / "meta.yaml"
     if meta.is_file():
-        content = yaml.safe_load(meta.read_text(encoding="utf-8"))
-        names = {**content.get("yaml_files", {}), **content.get("files", {})}
+        names = archive.pack_files(source, archive.read_yaml(meta))
         files = {key: str(folder / name) for key, name in names.items()}
         return _from_pack(source, files)
     config = folder / "config.yaml"
@@ -201,30 +249,33 @@ def _downloader(cache: Optional[str]):
     return ModelDownloader(cache) if cache else ModelDownloader()
 
 
-def _unpack(path: Path, cache: Optional[str]) -> Dict[str, Any]:
+def _unpack(path: Path, cache: Optional[str]) -> Path:
     """Unpack a local zip; the cache goes by content, because the zoo's goes by path."""
     if not zipfile.is_zipfile(path):
         raise BaseModelError(
             f"{path}: neither a zip nor a checkpoint (.pth); a base is an ESPnet pack, "
             "an experiment folder, a checkpoint, or a tag of the model zoo"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     root = Path(cache) if cache else Path.home() / ".cache" / "espnet_hra"
-    folder = root / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return _downloader(str(folder)).unpack_local_file(str(path))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as e:
-        raise BaseModelError(f"{path}: not a readable ESPnet pack ({e})") from e
+    return archive.unpack(path, root)
 
 
-def _download(tag: str, cache: Optional[str]) -> Dict[str, Any]:
+def _download(tag: str, cache: Optional[str]) -> Union[Path, Dict[str, Any]]:
+    """Fetch a model: the folder of a zip, which we unpack, or a repository's files."""
     try:
-        return _downloader(cache).download_and_unpack(tag)
+        downloader = _downloader(cache)
+        if "huggingface.co" not in downloader.get_url(tag):
+            file = Path(downloader.download(tag))
+            if file.suffix == ".zip":
+                return _unpack(file, cache)
+        return downloader.download_and_unpack(tag)
+    except BaseModelError:
+        raise
     except Exception as e:
         raise BaseModelError(
             f"{tag}: neither a file or folder here nor a model that could be fetched "
-            f"from the model zoo ({type(e).__name__}: {e})"
+            f"from the model zoo ({type(e).__name__}: {' '.join(str(e).split())}); "
+            "check the name and the network, or give the model's zip or folder"
         ) from e
 
 
@@ -252,7 +303,10 @@ def fingerprints(model: torch.nn.Module) -> Dict[str, str]:
 
 
 def load_base(
-    model: torch.nn.Module, base: BaseModel, expected: Optional[Dict[str, str]] = None
+    model: torch.nn.Module,
+    base: BaseModel,
+    expected: Optional[Dict[str, str]] = None,
+    new_tokens: int = 0,
 ) -> Dict[str, str]:
     """Load a base whole into an adapted model, and verify it.
 
@@ -260,6 +314,8 @@ def load_base(
         model: Model whose encoder has an adapter.
         base: The base.
         expected: Fingerprints that it must have, by component; None for a new run.
+        new_tokens: How many tokens the model will be given that the base may have
+            been given already, see :mod:`espnet_hra.projection`.
 
     Returns:
         Its fingerprints.
@@ -273,6 +329,7 @@ def load_base(
         for k, v in base.state_dict().items()
         if not k.startswith("encoder.adapter.")
     }
+    state = without_new(state, getattr(model, "vocab_size", 0), new_tokens)
     needed = {
         f"{name}.{key}" if key else name: tensor
         for name, part in components(model).items()

@@ -17,44 +17,49 @@ What is counted:
         --hyp dev=exp/hra/decode/dev/text --hyp test=exp/hra/decode/test/text \\
         --utt2task dump/dev/utt2task --utt2task dump/test/utt2task --out_dir exp
 
-writes ``results.tsv`` for programs and ``RESULTS.md`` for people; rows of other
-methods, tasks, splits and seeds stay as they are.
+writes ``results.tsv`` and, with the errors of each utterance, ``utterances.tsv`` for
+programs, and lets :mod:`espnet_hra.report` write ``RESULTS.md`` and its pictures for
+people; rows of other methods, tasks, splits and seeds stay as they are.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
 import unicodedata
 from dataclasses import astuple, dataclass, fields
-from importlib import metadata
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import jiwer
 
-from espnet_hra import __version__
+from espnet_hra.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 #: The method of the frozen backbone's rows.
 FROZEN = "none"
 
-#: The names of the two files.
-TSV, MARKDOWN = "results.tsv", "RESULTS.md"
-
-#: A table with more tasks than this has them as rows instead of columns.
-WIDEST = 8
+#: The names of the two tables.
+TSV, UTTERANCES = "results.tsv", "utterances.tsv"
 
 _NAMED = 5
 
 
-class ScoringError(ValueError):
+class ScoringError(UserError, ValueError):
     """Texts that cannot be scored; the message names what is wrong."""
 
 
@@ -85,6 +90,10 @@ class Errors:
     def wer(self) -> float:
         """Word error rate in percent; nan where nothing is said."""
         return _percent(self.word_errors, self.words)
+
+    def __add__(self, other: "Errors") -> "Errors":
+        """The sums of both."""
+        return Errors(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
 
 @dataclass(frozen=True)
@@ -120,13 +129,40 @@ class Row:
         """What a later row must share to take this one's place."""
         return self.method, self.task, self.split, self.seed
 
-    def line(self) -> str:
-        """The row with tabs between the columns."""
-        values = astuple(self)
-        return "\t".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values)
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of ``utterances.tsv``; the fields are its columns.
+
+    Attributes:
+        method: As in :class:`Row`, like the three that follow.
+        task: The task.
+        split: The data set.
+        seed: The seed of the training.
+        utterance: The utterance's id.
+        characters: The characters of the reference, spaces included.
+        errors: The errors among them.
+        words: The words of the reference.
+        word_errors: The errors among them.
+    """
+
+    method: str
+    task: str
+    split: str
+    seed: int
+    utterance: str
+    characters: int
+    errors: int
+    words: int
+    word_errors: int
+
+    @property
+    def key(self) -> Tuple[str, str, str, int]:
+        """What later lines must share to take the place of all lines with it."""
+        return self.method, self.task, self.split, self.seed
 
 
-HEADER = "\t".join(field.name for field in fields(Row))
+Line = TypeVar("Line", Row, Utterance)
 
 
 # --------------------------------------------------------------------- error rates
@@ -141,37 +177,32 @@ def count_errors(pairs: Iterable[Tuple[str, str]]) -> Errors:
     Returns:
         The sums over all utterances.
     """
-    pairs = [(_tidy(reference), _tidy(hypothesis)) for reference, hypothesis in pairs]
-    # Everything said where nothing should be is an insertion; jiwer's opinion on
-    # empty references has changed between its versions.
-    spoken = [pair for pair in pairs if pair[0]]
-    silent = [hypothesis for reference, hypothesis in pairs if not reference]
-    word_errors = sum(len(hypothesis.split()) for hypothesis in silent)
-    character_errors = sum(map(len, silent))
-    if spoken:
-        references, hypotheses = map(list, zip(*spoken))
-        words = jiwer.process_words(references, hypotheses)
-        characters = jiwer.process_characters(references, hypotheses)
-        for_words = words.substitutions + words.deletions + words.insertions
-        word_errors += for_words
-        character_errors += (
-            characters.substitutions + characters.deletions + characters.insertions
-        )
-    return Errors(
-        utterances=len(pairs),
-        words=sum(len(reference.split()) for reference, _ in pairs),
-        characters=sum(len(reference) for reference, _ in pairs),
-        word_errors=word_errors,
-        character_errors=character_errors,
-    )
+    return sum((_count(*pair) for pair in pairs), Errors())
+
+
+def _count(reference: str, hypothesis: str) -> Errors:
+    """The errors of one hypothesis."""
+    reference, hypothesis = _tidy(reference), _tidy(hypothesis)
+    if reference:
+        words = jiwer.process_words(reference, hypothesis)
+        characters = jiwer.process_characters(reference, hypothesis)
+        wrong = [
+            output.substitutions + output.deletions + output.insertions
+            for output in (words, characters)
+        ]
+    else:
+        # Everything said where nothing should be is an insertion; jiwer's opinion on
+        # empty references has changed between its versions.
+        wrong = [len(hypothesis.split()), len(hypothesis)]
+    return Errors(1, len(reference.split()), len(reference), *wrong)
 
 
 def errors_by_task(
     references: Mapping[str, str],
     hypotheses: Mapping[str, str],
     utt2task: Mapping[str, str],
-) -> Dict[str, Errors]:
-    """Count the errors of each task in one split.
+) -> Dict[str, Dict[str, Errors]]:
+    """Count the errors of each utterance in one split.
 
     Args:
         references: The reference by utterance.
@@ -179,7 +210,7 @@ def errors_by_task(
         utt2task: The task by utterance; more utterances than needed do no harm.
 
     Returns:
-        The errors by task, in alphabetical order.
+        The errors by task, in alphabetical order, and utterance.
 
     Raises:
         ScoringError: If there is nothing to score, or an utterance has no hypothesis,
@@ -194,11 +225,11 @@ def errors_by_task(
     ):
         if ids:
             raise ScoringError(f"{_some(sorted(ids))} with {problem}")
-    pairs: Dict[str, List[Tuple[str, str]]] = {}
-    for utterance, reference in references.items():
-        pair = reference, hypotheses[utterance]
-        pairs.setdefault(utt2task[utterance], []).append(pair)
-    return {task: count_errors(pairs[task]) for task in sorted(pairs)}
+    found: Dict[str, Dict[str, Errors]] = {}
+    for utterance in sorted(references):
+        errors = _count(references[utterance], hypotheses[utterance])
+        found.setdefault(utt2task[utterance], {})[utterance] = errors
+    return dict(sorted(found.items()))
 
 
 def read_text(path: PathLike) -> Dict[str, str]:
@@ -251,22 +282,26 @@ def read_params(path: PathLike) -> Tuple[int, Dict[str, int]]:
 # ----------------------------------------------------------------------- the tables
 
 
-def read_results(path: PathLike) -> List[Row]:
-    """Read ``results.tsv``; no rows if there is no such file.
+def read_table(path: PathLike, kind: Type[Line]) -> List[Line]:
+    """Read ``results.tsv`` or ``utterances.tsv``; no lines if there is no such file.
 
     Args:
         path: The file.
+        kind: What its lines are.
 
     Raises:
         ScoringError: If it has other columns, or a damaged line.
     """
-    path = Path(path)
+    path, head = Path(path), header(kind)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines[0].rstrip("\r") != HEADER:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScoringError(f"{path} cannot be read: {error}") from error
+    if lines[0].rstrip("\r") != head:
         raise ScoringError(
-            f"{path} has other columns than {HEADER.split()}: move it away"
+            f"{path} has other columns than {head.split()}: move it away"
         )
     rows = []
     for number, line in enumerate(lines[1:], 2):
@@ -274,167 +309,38 @@ def read_results(path: PathLike) -> List[Row]:
             continue
         try:
             values = line.rstrip("\r").split("\t")
-            kinds = [field.type for field in fields(Row)]
-            rows.append(Row(*(k(v) for k, v in zip(kinds, values, strict=True))))
+            kinds = [field.type for field in fields(kind)]
+            rows.append(kind(*(k(v) for k, v in zip(kinds, values, strict=True))))
         except ValueError as error:
             raise ScoringError(f"{path}, line {number}: {error}") from error
     return rows
 
 
-def merge(old: Sequence[Row], new: Sequence[Row]) -> List[Row]:
-    """Put new rows in the place of old ones with the same key, or behind them."""
-    replaced = {row.key: row for row in new}
-    merged = [replaced.pop(row.key, row) for row in old]
-    return merged + list(replaced.values())
+def header(kind: Type[Line]) -> str:
+    """The first line of a table."""
+    return "\t".join(field.name for field in fields(kind))
 
 
-def write_results(path: PathLike, rows: Sequence[Row]) -> None:
-    """Write ``results.tsv``, which appears under its name only when it is whole."""
-    _write(Path(path), "\n".join([HEADER, *(row.line() for row in rows)]) + "\n")
+def merge(old: Sequence[Line], new: Sequence[Line]) -> List[Line]:
+    """Put new lines in the place of old ones with the same key, or behind them."""
+    replaced: Dict[Tuple[str, str, str, int], List[Line]] = {}
+    for line in new:
+        replaced.setdefault(line.key, []).append(line)
+    keys = set(replaced)
+    merged: List[Line] = []
+    for line in old:
+        merged += replaced.pop(line.key, []) if line.key in keys else [line]
+    return merged + [line for lines in replaced.values() for line in lines]
 
 
-def markdown_tables(rows: Sequence[Row]) -> str:
-    """The tables for people, CER and WER of each split.
-
-    Args:
-        rows: All rows of ``results.tsv``.
-
-    Returns:
-        Markdown. Several seeds of a method are averaged. Each method's mean over
-        tasks is compared with the frozen backbone's.
-    """
-    parts = []
-    for split in _ordered(row.split for row in rows):
-        chosen = [row for row in rows if row.split == split]
-        parts.append(f"## {split}\n")
-        parts.append(_sizes(chosen))
-        for measure in ("cer", "wer"):
-            parts.append(f"### {measure.upper()} (%)\n")
-            parts.append(_rates(chosen, measure))
-    return "\n".join(parts)
+def write_table(path: PathLike, lines: Sequence[Line], kind: Type[Line]) -> None:
+    """Write a table, which appears under its name only when it is whole."""
+    cells = ([_cell(value) for value in astuple(line)] for line in lines)
+    write(path, "\n".join([header(kind), *map("\t".join, cells)]) + "\n")
 
 
-def _sizes(rows: Sequence[Row]) -> str:
-    """The utterances and words of each task."""
-    by_task = {row.task: row for row in rows}
-    counts = [f"{task} {row.utterances} / {row.words}" for task, row in by_task.items()]
-    return f"Utterances / words: {', '.join(counts)}.\n"
-
-
-def _rates(rows: Sequence[Row], measure: str) -> str:
-    """One table: methods, their size, tasks, the mean and its change."""
-    methods = _ordered(row.method for row in rows)
-    tasks = _ordered(row.task for row in rows)
-    means: Dict[str, float] = {}
-    columns: Dict[str, List[str]] = {}
-    for method in methods:
-        own = [row for row in rows if row.method == method]
-        rates = {
-            task: [getattr(row, measure) for row in own if row.task == task]
-            for task in tasks
-        }
-        complete = all(rates.values())
-        cells = [f"{_mean(r):.1f}" if r else "" for r in rates.values()]
-        if complete:
-            means[method] = _mean([_mean(r) for r in rates.values()])
-        mean = f"{means[method]:.1f}" if complete else ""
-        sizes = sorted({row.task_params for row in own})
-        columns[method] = [
-            str(len({row.seed for row in own})),
-            f"{max(row.shared_params for row in own):,}",
-            "-".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))),
-            *cells,
-            mean,
-            _change(means.get(method), means.get(FROZEN), method),
-        ]
-    head = ["seeds", "shared", "per task", *tasks, "mean", "change"]
-    if len(tasks) > WIDEST:
-        table = [["", *methods]]
-        table += [[h, *(columns[m][i] for m in methods)] for i, h in enumerate(head)]
-    else:
-        table = [["method", *head], *([m, *columns[m]] for m in methods)]
-    return _table(table)
-
-
-def _change(mean: Optional[float], frozen: Optional[float], method: str) -> str:
-    """The relative change of a mean against the frozen backbone's."""
-    if method == FROZEN or mean is None or not frozen or math.isnan(mean):
-        return ""
-    return f"{100.0 * (mean - frozen) / frozen:+.1f} %"
-
-
-def _table(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
-    head, *body = [[_escape(cell) for cell in row] for row in cells]
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("|" + "|".join(row) + "|" for row in (head, rule, *body)) + "\n"
-
-
-def environment(folder: PathLike) -> str:
-    """The block on versions that opens ESPnet's results.
-
-    Args:
-        folder: A folder of the repository, for the commit.
-    """
-    lines = [
-        f"- date: `{time.strftime('%a %b %d %H:%M:%S %Z %Y')}`",
-        f"- python version: `{platform.python_version()}`",
-    ]
-    for name in ("espnet", "torch"):
-        lines.append(f"- {name} version: `{_version(name)}`")
-    lines.append(f"- espnet-hra version: `{__version__}`")
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit:
-        changed = " (with changes)" if _git(folder, "status", "--porcelain") else ""
-        lines.append(f"- Git hash: `{commit}`{changed}")
-        date = _git(folder, "log", "-1", "--format=%cd")
-        lines.append(f"  - Commit date: `{date}`")
-    return "\n".join(lines) + "\n"
-
-
-def markdown(
-    rows: Sequence[Row],
-    title: str,
-    note: Optional[str] = None,
-    command: Optional[str] = None,
-    times: Optional[PathLike] = None,
-) -> str:
-    """All of ``RESULTS.md``.
-
-    Args:
-        rows: All rows of ``results.tsv``.
-        title: What the results are of.
-        note: What a reader must know about them.
-        command: The command that made them.
-        times: A file with stage, title and seconds in columns (tabs between); a
-            variant may stand behind the stage.
-    """
-    parts = [f"# RESULTS: {title}\n", "## Environments\n", environment(Path.cwd())]
-    if command:
-        parts.append(f"## Command\n\n```bash\n{command}\n```\n")
-    if note:
-        parts.append(f"**Note:** {note}\n")
-    parts.append(
-        "CER counts spaces; `none` is the frozen backbone; `shared` and `per task` are "
-        "trained parameters; `mean` gives all tasks the same weight, and `change` is "
-        "its relative change against `none`.\n"
-    )
-    parts.append(markdown_tables(rows))
-    if times is not None and Path(times).exists():
-        parts.append(f"## Time\n\n{_times(Path(times))}")
-    return "\n".join(parts)
-
-
-def _times(path: Path) -> str:
-    """The table of the stages' times; a stage may have run in several variants."""
-    cells = [["stage", "", "seconds"]]
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        if line.strip():
-            key, title, seconds = [*line.split("\t"), "", ""][:3]
-            stage, _, variant = key.partition(" ")
-            named = f"{title} ({variant})" if variant not in ("", "-") else title
-            cells.append([stage, named, seconds])
-    return _table(cells)
+def _cell(value: Union[str, int, float]) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 # -------------------------------------------------------------------------- helpers
@@ -448,55 +354,21 @@ def _percent(errors: int, length: int) -> float:
     return 100.0 * errors / length if length else math.nan
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _ordered(names: Iterable[str]) -> List[str]:
-    """Distinct names in order of appearance, the frozen backbone first."""
-    return sorted(dict.fromkeys(names), key=lambda name: name != FROZEN)
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
 def _some(ids: Sequence[str]) -> str:
     more = ", ..." if len(ids) > _NAMED else ""
     noun = "utterance" if len(ids) == 1 else "utterances"
     return f"{len(ids)} {noun} ({', '.join(ids[:_NAMED])}{more})"
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git(folder: PathLike, *arguments: str) -> str:
-    """What git says, nothing where it cannot say anything."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", os.fspath(folder), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _write(path: Path, content: str) -> None:
+def write(path: PathLike, content: Union[str, bytes]) -> None:
     """Write a file that appears under its name only when it is whole."""
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
@@ -512,9 +384,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m espnet_hra.scoring",
         description=(
-            "Score a system per task and split: results.tsv for programs, RESULTS.md "
-            "for people. CER counts spaces; nothing is normalised but white space and "
-            "Unicode (NFC)."
+            "Score a system per task and split: results.tsv and utterances.tsv for "
+            "programs, RESULTS.md and pictures for people. CER counts spaces; nothing "
+            "is normalised but white space and Unicode (NFC)."
         ),
     )
     parser.add_argument(
@@ -544,7 +416,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shared_params", type=int, help="shared parameters")
     parser.add_argument("--task_params", type=int, help="parameters of each task")
-    parser.add_argument("--out_dir", required=True, help="where the two files are")
+    parser.add_argument("--out_dir", required=True, help="where all of them are")
+    parser.add_argument(
+        "--report",
+        choices=["true", "false"],
+        default="true",
+        help="whether to write RESULTS.md and pictures too (default: true)",
+    )
     parser.add_argument("--title", help="title of RESULTS.md (default: the folder)")
     parser.add_argument("--note", help="what a reader of RESULTS.md must know")
     parser.add_argument("--command", help="the command to name in RESULTS.md")
@@ -552,8 +430,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def score(args: argparse.Namespace) -> List[Row]:
-    """The rows of one system.
+def score(args: argparse.Namespace) -> Tuple[List[Row], List[Utterance]]:
+    """The lines of one system.
 
     Args:
         args: The options of :func:`get_parser`.
@@ -574,7 +452,7 @@ def score(args: argparse.Namespace) -> List[Row]:
     utt2task: Dict[str, str] = {}
     for path in args.utt2task:
         utt2task.update(read_text(path))
-    rows = []
+    rows, utterances = [], []
     for split, path in references.items():
         texts = read_text(path)
         if args.task is not None:
@@ -583,28 +461,29 @@ def score(args: argparse.Namespace) -> List[Row]:
             by_task = errors_by_task(texts, read_text(hypotheses[split]), utt2task)
         except ScoringError as error:
             raise ScoringError(f"{args.method}, {split}: {error}") from error
-        for task, errors in by_task.items():
+        for task, by_utterance in by_task.items():
             if args.task_params is not None or args.params is None:
                 task_params = args.task_params or 0
             elif task in per_task:
                 task_params = per_task[task]
             else:
                 raise ScoringError(f"{args.params} has no parameters of task {task}")
-            rows.append(
-                Row(
-                    args.method,
-                    task,
-                    split,
-                    args.seed,
-                    shared,
-                    task_params,
-                    errors.utterances,
+            key = args.method, task, split, args.seed
+            total = sum(by_utterance.values(), Errors())
+            sizes = shared, task_params, total.utterances, total.words
+            rows.append(Row(*key, *sizes, total.cer, total.wer))
+            utterances += [
+                Utterance(
+                    *key,
+                    utterance,
+                    errors.characters,
+                    errors.character_errors,
                     errors.words,
-                    errors.cer,
-                    errors.wer,
+                    errors.word_errors,
                 )
-            )
-    return rows
+                for utterance, errors in by_utterance.items()
+            ]
+    return rows, utterances
 
 
 def _by_split(options: Sequence[str], name: str) -> Dict[str, str]:
@@ -621,7 +500,7 @@ def _by_split(options: Sequence[str], name: str) -> Dict[str, str]:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Score a system and write the two files.
+    """Score a system and write the tables and the page.
 
     Args:
         argv: The arguments, by default those of the process.
@@ -629,18 +508,29 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status.
     """
+    # The page is not needed to count errors, and imports what this module defines.
+    from espnet_hra import report
+
     args = get_parser().parse_args(argv)
     folder = Path(args.out_dir)
     try:
-        rows = merge(read_results(folder / TSV), score(args))
-        write_results(folder / TSV, rows)
-        title = args.title or folder.resolve().name
-        page = markdown(rows, title, args.note, args.command, args.times)
-        _write(folder / MARKDOWN, page)
-    except (ScoringError, OSError) as error:
+        rows, utterances = score(args)
+        rows = merge(read_table(folder / TSV, Row), rows)
+        utterances = merge(read_table(folder / UTTERANCES, Utterance), utterances)
+        write_table(folder / UTTERANCES, utterances, Utterance)
+        write_table(folder / TSV, rows, Row)
+        if args.report == "true":
+            results = report.Results(rows, utterances)
+            head = report.head(
+                args.title or folder.resolve().name, args.command, args.note
+            )
+            report.write(results, folder, head, report.times(args.times))
+    except (UserError, OSError) as error:
         print(f"scoring: {error}", file=sys.stderr)
         return 1
-    print(markdown_tables([row for row in rows if row.method in (FROZEN, args.method)]))
+    print(
+        report.rate_tables([row for row in rows if row.method in (FROZEN, args.method)])
+    )
     return 0
 
 

@@ -4,6 +4,7 @@ Nothing here knows a particular corpus, so that any folder of recordings with
 transcripts can be prepared with it.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -305,6 +306,19 @@ def implausible_rates(
 def safe_name(name: str) -> str:
     """A name as part of an utterance id: plain ASCII, no slash or space."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("/", "-"))
+
+
+def remedy_for(error: OSError) -> str:
+    """What to do about a file that cannot be written or read.
+
+    Args:
+        error: What happened.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room on the disk, then run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a folder that can be written"
+    return "run the same command again"
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -188,6 +189,39 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def unpack(archive: Path, folder: Path) -> str:
+    """Unpack a Debian package, also where Debian's tools are missing.
+
+    Args:
+        archive: The package.
+        folder: An empty folder.
+
+    Returns:
+        What went wrong; empty if nothing did.
+    """
+    if shutil.which("dpkg-deb") is not None:
+        command = ["dpkg-deb", "-x", str(archive.resolve()), str(folder)]
+        code, output = run_quietly(command)
+        return last_error(output) if code else ""
+    try:
+        with open(archive, "rb") as stream:
+            if stream.read(8) != b"!<arch>\n":
+                return "not a Debian package"
+            # Members: a name, numbers and a size in 60 bytes, then the content.
+            while len(head := stream.read(60)) == 60:
+                start, size = stream.tell(), int(head[48:58])
+                if start + size > archive.stat().st_size:
+                    return "it is cut short"
+                if head.startswith(b"data.tar"):
+                    with tarfile.open(fileobj=stream, mode="r:*") as tar:
+                        tar.extractall(folder, filter="data")
+                    return ""
+                stream.seek(start + size + size % 2)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        return str(error)
+    return "no files in it"
+
+
 class PackageStore:
     """Packages in a downloads folder, fetched and unpacked when first asked for.
 
@@ -218,13 +252,11 @@ class PackageStore:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder.parent))
         try:
-            code, output = run_quietly(
-                ["dpkg-deb", "-x", str(archive.resolve()), str(partial)]
-            )
-            if code:
+            problem = unpack(archive, partial)
+            if problem:
                 free = shutil.disk_usage(folder.parent).free >> 20
                 raise CorpusError(
-                    f"cannot unpack {archive}: {last_error(output)} ({free} MB free); "
+                    f"cannot unpack {archive}: {problem} ({free} MB free); "
                     "make room, or delete the file to have it fetched again"
                 )
             partial.chmod(0o755)
@@ -266,17 +298,17 @@ class PackageStore:
         if not self.allow_changed:
             raise CorpusError(
                 f"{line}; put the expected version into {self.downloads}, or take "
-                "this one with --allow_changed"
+                "this one with --allow_changed (of run.sh: --allow_changed true)"
             )
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def _fetch(self, package: str, folder: Path) -> None:
         """Download a package, with package lists of our own if need be."""
-        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        if shutil.which("apt-get") is None:
             raise CorpusError(
-                f"no apt-get and dpkg-deb to fetch {package}: run this on Debian or "
-                f"Ubuntu (a container does), or copy the .deb files of the packages "
-                f"into {self.downloads}"
+                f"no apt-get to fetch {package}: run this on Debian or Ubuntu (a "
+                f"container does), or copy the .deb files of the packages into "
+                f"{self.downloads}"
             )
         if not self._private_lists:
             code, output = run_quietly(self._apt("download", package), folder)

@@ -11,11 +11,20 @@ import argparse
 import re
 import sys
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
-from corpus import SPLITS, CorpusError, Split, format_table, sentence_key, write_lines
+from corpus import (
+    SPLITS,
+    CorpusError,
+    Split,
+    format_table,
+    remedy_for,
+    safe_name,
+    sentence_key,
+    write_lines,
+)
 
 #: What a task may be called.
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -105,6 +114,12 @@ def read_set(folder: Path, base: Path) -> Dict[str, Line]:
     Raises:
         CorpusError: If a file is missing or damaged, or no utterance is left.
     """
+    if (folder / "segments").exists():
+        raise CorpusError(
+            f"{folder}/segments: recordings are not cut into utterances here; write "
+            "each utterance to a file of its own (ESPnet's format_wav_scp.sh "
+            "--segments does), name these in wav.scp and remove segments"
+        )
     columns = {name: read_columns(folder / name) for name in ("wav.scp", "text")}
     for name in ("utt2spk", "utt2task"):
         if (folder / name).exists():
@@ -113,7 +128,8 @@ def read_set(folder: Path, base: Path) -> Dict[str, Line]:
         raise CorpusError(f"there is neither {folder}/utt2spk nor {folder}/utt2task")
     tasks = columns.get("utt2task", columns.get("utt2spk", {}))
     speakers = columns.get("utt2spk", tasks)
-    check_tasks(tasks, folder, "utt2task" in columns)
+    if "utt2task" in columns:
+        check_tasks(tasks, folder)
     for name, column in columns.items():
         gone = sorted(set(columns["wav.scp"]) ^ set(column))
         if gone:
@@ -136,24 +152,57 @@ def read_set(folder: Path, base: Path) -> Dict[str, Line]:
     return lines
 
 
-def check_tasks(tasks: Mapping[str, str], folder: Path, given: bool) -> None:
+def check_tasks(tasks: Mapping[str, str], folder: Path) -> None:
     """Check the names of tasks.
 
     Args:
         tasks: The tasks by utterance id.
         folder: Where they were read.
-        given: Whether they come from ``utt2task``, not from the speakers.
 
     Raises:
         CorpusError: If a name cannot be a task's.
     """
     bad = sorted({task for task in tasks.values() if not TASK_NAME.fullmatch(task)})
     if bad:
-        source = "utt2task" if given else "utt2spk (write an utt2task instead)"
         raise CorpusError(
-            f"{folder}/{source}: these cannot be names of tasks, which have letters, "
+            f"{folder}/utt2task: these cannot be names of tasks, which have letters, "
             f"digits, '.', '_' and '-' only: {some([repr(task) for task in bad])}"
         )
+
+
+def name_tasks(sets: Mapping[str, Dict[str, Line]]) -> Dict[str, str]:
+    """Find valid names for tasks that are speakers with other names.
+
+    Args:
+        sets: The utterances by set and id; those of such speakers are changed.
+
+    Returns:
+        The new names by speaker.
+
+    Raises:
+        CorpusError: If two speakers would have the same task.
+    """
+    tasks = {line.task for lines in sets.values() for line in lines.values()}
+    renamed = {}
+    for task in sorted(tasks):
+        if not TASK_NAME.fullmatch(task):
+            # Accents go from letters, the rest becomes underscores.
+            plain = unicodedata.normalize("NFKD", task)
+            plain = "".join(c for c in plain if not unicodedata.combining(c))
+            name = f"speaker{safe_name(plain)}"[:128]
+            if TASK_NAME.fullmatch(safe_name(plain)[:128]):
+                name = safe_name(plain)[:128]
+            if not task or name in tasks or name in renamed.values():
+                raise CorpusError(
+                    f"speaker {task!r}: its name cannot be a task's, and {name} is "
+                    "taken: write an utt2task with names of your choice"
+                )
+            renamed[task] = name
+    for lines in sets.values():
+        for utt_id, line in lines.items():
+            if line.task in renamed:
+                lines[utt_id] = replace(line, task=renamed[line.task])
+    return renamed
 
 
 def read_corpus(source: Path) -> Dict[str, Dict[str, Line]]:
@@ -269,11 +318,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     args = get_parser().parse_args(arguments)
     try:
         sets = read_corpus(args.source)
+        renamed = name_tasks(sets)
         for name, lines in sets.items():
             write_set(args.datadir / args.name / name, lines)
-    except (CorpusError, OSError) as error:
+    except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
+        return 1
+    for speaker, task in renamed.items():
+        print(f"note: the task of speaker {speaker} is called {task}")
     print(count_table(sets))
     for message in overlap(sets):
         print(message)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
@@ -18,7 +19,7 @@ import soundfile
 
 from espnet_hra.audio import SAMPLE_RATE, Conversion, convert_all
 
-from corpus import CorpusError, safe_name, write_lines
+from corpus import CorpusError, remedy_for, safe_name, write_lines
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
 
@@ -133,6 +134,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, required=True, help="the folder to read")
     parser.add_argument("--dump", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--audio",
+        type=Path,
+        help="the folder for converted audio (default: DUMP/audio)",
+    )
     parser.add_argument("--sets", nargs="+", required=True, help="the data sets")
     parser.add_argument("--tasks", nargs="*", help="the tasks to keep (default: all)")
     parser.add_argument(
@@ -155,11 +161,21 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         for name in [*args.sets, *args.all_tasks]:
             tasks = args.tasks if args.tasks and name in args.sets else None
-            audio = args.dump / "audio"
+            audio = args.audio or args.dump / "audio"
             line = format_set(args.data / name, args.dump / name, audio, tasks, args.nj)
             print(line, flush=True)
-    except (CorpusError, OSError) as error:
+    except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print(
+            "error: a conversion process was killed, perhaps for want of memory; run "
+            "the same command with --nj 1: it goes on from here",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -20,7 +20,14 @@ from typing import Dict, List, Optional, Sequence
 
 from espnet_hra.audio import AudioError, Conversion, convert_all
 
-from corpus import CorpusError, Utterance, clean_text, summary, write_kaldi_dir
+from corpus import (
+    CorpusError,
+    Utterance,
+    clean_text,
+    remedy_for,
+    summary,
+    write_kaldi_dir,
+)
 
 CORPUS = "mini_an4"
 
@@ -184,8 +191,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sets = {"train": train, "dev": train, "test": test}
         for name, utterances in sets.items():
             write_kaldi_dir(folder / name, utterances)
-    except (AudioError, CorpusError, OSError, tarfile.TarError) as error:
+    except (AudioError, CorpusError, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
         return 1
     print(summary(sets))
     return 0

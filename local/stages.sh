@@ -7,6 +7,10 @@
 #
 # Expects: ${done_dir}, ${log_dir}, ${times}.
 
+# What was run: stage, title and seconds with tabs between; and what need not be.
+stages_run=()
+stages_done=()
+
 log() {
     echo "$(date '+%H:%M:%S') $*"
 }
@@ -14,6 +18,19 @@ log() {
 fail() {
     echo "${0##*/}: $*" >&2
     exit 1
+}
+
+# is_full LOG: whether the disk is, as far as a log and the disk itself tell.
+is_full() {
+    grep -Eqs 'No space left on device|Disk quota exceeded' "$1" ||
+        [ "$(df -Pk "${log_dir}" | awk 'NR == 2 { print $4 }')" -lt 100 ]
+}
+
+# fail_for_space FILE: stop, because a file could not be written.
+fail_for_space() {
+    fail "cannot write $1 ($(df -Pk "$(dirname -- "$1")" |
+        awk 'NR == 2 { printf "%d", $4 / 1024 }') MB are free there): make room, then" \
+        "run the same command again; it goes on from here"
 }
 
 # digest ITEM...: a checksum of words, and of the contents of what is given as @PATH.
@@ -56,7 +73,7 @@ replace_line() {
         if [ $# -gt 2 ]; then
             printf '%s\n' "$3"
         fi
-    } | LC_ALL=C sort -V >"${partial}"
+    } | LC_ALL=C sort -V >"${partial}" || { rm -f "${partial}"; fail_for_space "$1"; }
     mv -f "${partial}" "$1"
 }
 
@@ -101,12 +118,25 @@ field() {
     fi
 }
 
+# duration SECONDS: in words.
+duration() {
+    if [ "$1" -lt 100 ]; then
+        echo "$1 s"
+    elif [ "$1" -lt 6000 ]; then
+        echo "$((($1 + 30) / 60)) min"
+    else
+        echo "$(($1 / 3600)) h $(($1 % 3600 / 60)) min"
+    fi
+}
+
 # follow LOG MODE: copy standard input to a log file and show it (all), or what it says
-# about the progress of training and decoding (progress).
+# about the progress of training and decoding (progress): every epoch, and a line every
+# 20 seconds. Reads ${updates_per_epoch}, which may be empty.
 follow() {
-    local line last=${SECONDS} decoded=0 table=false cer estimate=
+    local line last=${SECONDS} decoded=0 table=false cer= epoch=0 epochs= start= total=
+    local per_epoch=${updates_per_epoch:-} updates=0 left loss first=1
     while IFS= read -r line || [ -n "${line}" ]; do
-        printf '%s\n' "${line}" >&3
+        printf '%s\n' "${line}" 2>/dev/null >&3 || true  # the disk may be full
         if [ "$2" = all ]; then
             if [ "${line:0:2}" != "+ " ]; then
                 printf '    %s\n' "${line}"
@@ -118,41 +148,112 @@ follow() {
             continue
         fi
         table=false
+        loss=
         case "${line}" in
             *"INFO: Parameters"*)
                 table=true
                 printf '    %s\n' "${line#*INFO: }"
+                continue
                 ;;
             *": moved to "*)
                 printf '    %s\n' "${line}"
+                continue
                 ;;
-            *"epoch started. Estimated time to finish: "*)
-                estimate="; left: ${line##*finish: }"
+            *"INFO: [train] mini-batch sizes summary: N-batch="*)
+                total=${line##*N-batch=}
+                : "${per_epoch:=${total%%,*}}"
+                ;;
+            *"INFO: "*"epoch started"*)
+                epoch=${line##*INFO: }
+                epochs=${epoch#*/}
+                epochs=${epochs%%epoch*}
+                epoch=${epoch%%/*}
+                if [ -z "${start}" ]; then
+                    start=${SECONDS}
+                    first=${epoch}
+                fi
+                ;;
+            *"epoch:train:"*"batch: "*)
+                updates=${line#*epoch:train:}
+                updates=${updates%%batch: *}
+                updates=${updates##*-}
+                loss=$(field loss "${line#*batch: }")
                 ;;
             *"epoch results: [train] "*"[valid] "*)
                 cer=$(field cer_ctc "${line#*\[valid\] }")
-                printf '    epoch %s: train loss %s, valid loss %s%s%s\n' \
-                    "$(sed 's/.* \([0-9]*\)epoch results: .*/\1/' <<<"${line}")" \
+                if [ -n "${cer}" ]; then
+                    cer=$(awk -v cer="${cer}" 'BEGIN { printf "%.1f %%", 100 * cer }')
+                fi
+                printf '    epoch %s%s: train loss %s, valid loss %s%s%s\n' "${epoch}" \
+                    "${epochs:+ of ${epochs}}" \
                     "$(field loss "${line#*\[train\] }")" \
                     "$(field loss "${line#*\[valid\] }")" \
-                    "${cer:+, valid CER ${cer}}" "${estimate}"
+                    "${cer:+, valid CER ${cer}}" \
+                    "$(time_left "${start}" "$((epoch - first + 1))" 0 1 \
+                        "$((epochs - epoch))")"
                 last=${SECONDS}
+                continue
                 ;;
-            *)
-                case "${line}" in
-                    *"best hypo: "*) decoded=$((decoded + 1)) ;;
-                esac
-                if [ $((SECONDS - last)) -ge 20 ] && [[ ${line} == *"INFO: "* ]]; then
-                    last=${SECONDS}
-                    if [ "${decoded}" -gt 0 ]; then
-                        printf '    %d utterances decoded\n' "${decoded}"
-                    else
-                        printf '    ... %.80s\n' "${line#*INFO: }"
-                    fi
-                fi
-                ;;
+            *"best hypo: "*) decoded=$((decoded + 1)) ;;
         esac
+        if [ $((SECONDS - last)) -lt 20 ] || [[ ${line} != *"INFO: "* ]]; then
+            continue
+        fi
+        if [ -n "${loss}" ]; then
+            left=
+            if [ -n "${per_epoch}" ] && [ "${per_epoch}" -ge "${updates}" ]; then
+                left=$(time_left "${start}" "$((epoch - first))" "${updates}" \
+                    "${per_epoch}" "$((epochs - epoch))")
+                total=" of $((epochs * per_epoch))"
+                updates=$(((epoch - 1) * per_epoch + updates))
+            else
+                total=" of epoch"
+            fi
+            printf '    epoch %s of %s, update %s%s: loss %s%s%s\n' "${epoch}" \
+                "${epochs}" "${updates}" "${total}" "${loss}" \
+                "${cer:+, last valid CER ${cer}}" "${left}"
+        elif [ "${decoded}" -gt 0 ]; then
+            printf '    %d utterances decoded\n' "${decoded}"
+        elif [ -n "${start}" ]; then
+            continue  # a line with the loss will come
+        else
+            printf '    ... %.80s\n' "${line#*INFO: }"
+        fi
+        last=${SECONDS}
     done 3>"$1"
+}
+
+# time_left START DONE UPDATES PER_EPOCH MORE: how long training will go on that has done
+# some epochs and updates since START, and has MORE epochs after this one to go.
+time_left() {
+    local progress=$(($2 * $4 + $3))
+    if [ "${progress}" -gt 0 ]; then
+        printf '; left: %s' \
+            "$(duration $(((SECONDS - $1) * (($5 + ($3 > 0)) * $4 - $3) / progress)))"
+    fi
+}
+
+# explain_failure LOG STAGE STATUS: what can be said of a stage that failed.
+explain_failure() {
+    if is_full "$1"; then
+        echo "$2 failed: no room is left on the disk of ${log_dir}"
+        echo "Make room, then run the same command again: it goes on from here"
+    elif [ "$3" -eq 137 ]; then
+        echo "$2 was killed, perhaps for want of memory: try smaller batches (batch_bins," \
+            "batch_size) or --nj 1; the same command goes on from here"
+    else
+        echo "$2 failed with status $3. The end of its log:"
+        # Commands are long, and a message that is one line says it all.
+        if tail -n 1 "$1" |
+            grep -Eq '^(error|backbone|scoring|asr_[a-z]*|espnet-hra[a-z ]*): '; then
+            tail -n 1 "$1"
+        elif grep -q '^Traceback' "$1"; then
+            grep -v '^+ ' "$1" | tail -n 20
+        else
+            grep -v '^+ ' "$1" | tail -n 8
+        fi | sed 's/^/    /'
+    fi
+    echo "The whole log: $1"
 }
 
 # run_stage STAGE TITLE TAG KEY MODE FUNCTION OUTPUT...: run a stage if it is not done.
@@ -164,6 +265,7 @@ run_stage() {
         heading="${title} (${tag})"
     fi
     if is_done "${stage}" "${tag}" "${key}" "${@:7}"; then
+        stages_done+=("${stage}")
         log "Stage ${stage}: ${heading}: done before with the same options and data"
         return
     fi
@@ -180,14 +282,25 @@ run_stage() {
     set -e
     seconds=$(($(date '+%s') - start))
     if [ "${status}" -ne 0 ]; then
-        echo "Stage ${stage}, ${heading}, failed after ${seconds} s, with status" \
-            "${status}. The end of its log:" >&2
-        tail -n 20 "${file}" | sed 's/^/    /' >&2
-        echo "The whole log: ${file}" >&2
+        explain_failure "${file}" "Stage ${stage}, ${heading}," "${status}" >&2 || true
         exit "${status}"
     fi
     replace_line "${done_dir}/stage${stage}" "${tag}" "${tag}"$'\t'"${key}"
     replace_line "${times}" "${stage} ${tag}" \
         "${stage} ${tag}"$'\t'"${title}"$'\t'"${seconds}"
+    stages_run+=("${stage}"$'\t'"${heading}"$'\t'"${seconds}")
     log "Stage ${stage}: done in ${seconds} s"
+}
+
+# print_times: a table of the stages that were run.
+print_times() {
+    if [ "${#stages_run[@]}" -gt 0 ]; then
+        printf '\nstage  %-60s %8s\n' "" seconds
+        printf '%s\n' "${stages_run[@]}" |
+            awk -F '\t' '{ printf "%5s  %-60s %8s\n", $1, $2, $3 }'
+        printf '%5s  %-60s %8s\n' all "with checks, and what lies between" "${SECONDS}"
+    fi
+    if [ "${#stages_done[@]}" -gt 0 ]; then
+        echo "Done before: stages ${stages_done[*]}"
+    fi
 }

@@ -1,6 +1,7 @@
 """The recipe as users meet it: options, hostile names, what is done again."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,12 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional
 
+import numpy as np
 import pytest
+import soundfile
+import soxr
+
+from espnet_hra import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "egs2" / "hra_asr"
@@ -73,9 +79,11 @@ def test_help_lists_options_with_their_defaults():
         (["--stage"], "option '--stage' needs a value"),
         (["--stage", "two"], "--stage must be a whole number"),
         (["--skip_train", "yes"], "--skip_train must be true or false"),
-        (["--method", "lora"], "'lora' is not built yet; built: hra"),
-        (["--method", "magic"], "no method 'magic'; built: hra"),
-        (["--skip_packing", "false"], "not built yet"),
+        (["--method", "magic"], "no method 'magic'; there are: hra residual"),
+        (["--method", "none", "--asr_args", "--max_epoch 2"], "none adapts nothing"),
+        (["--asr_args", "--encoder_conf adapter=lora"], "cannot choose the adapter"),
+        (["--skip_upload_hf", "false"], "needs --hf_repo"),
+        (["--clean_text", "yes"], "--clean_text must be auto or none, not 'yes'"),
         (["--corpus", "/no/such/folder"], "no folder '/no/such/folder'"),
         (["--corpus", "mini_an4", "--asr_config", "no.yaml"], "no file 'no.yaml'"),
         (["--corpus", "mini_an4", "--regime", "new_task"], "--init_adapter"),
@@ -83,14 +91,70 @@ def test_help_lists_options_with_their_defaults():
     ],
 )
 def test_mistakes_are_refused_in_one_line(arguments, message):
-    done = run(*arguments)
+    # A backbone is asked for before all of these; the default one may be missing.
+    done = run("--corpus", "mini_an4", *arguments)
     assert done.returncode == 2
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_options_take_an_equals_sign_and_the_last_one_wins():
-    done = run("--method=lora", "--method=full")
-    assert "'full' is not built yet" in done.stderr
+    done = run("--nj=two", "--nj=three")
+    assert "not 'three'" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory) -> Path:
+    """Configurations of adaptations, called as users call them."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, adapter in {
+        "train_residual_r8": "{adapter: residual}",
+        "mine": "{adapter: residual}",
+        "train_hra_x": "{}",
+        "broken": "[",
+    }.items():
+        (folder / f"{name}.yaml").write_text(f"encoder_conf: {adapter}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options, label",
+    [
+        (["--asr_config", "train_residual_r8.yaml"], "residual_r8"),
+        (["--asr_config", "mine.yaml", "--method", "residual"], "residual_mine"),
+        (["--asr_config", "train_hra_x.yaml"], "hra_x"),
+        (["--tasks", "male"], "hra_tasks-male"),
+        (["--tasks", "male female male"], "hra_tasks-2-"),
+        (["--method", "none", "--tasks", "male"], "none"),
+        ([], "hra"),
+    ],
+)
+def test_labels_begin_with_the_adapter(configs, tmp_path, options, label):
+    done = run(
+        *("--corpus", "mini_an4", "--python", sys.executable, "--stage", "2"),
+        *("--pretrained_model", configs, "--stop_stage", "2", "--expdir", tmp_path),
+        *options,
+        cwd=configs,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"method {label}" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--asr_config", "train_residual_r8.yaml", "--method", "lora"],
+            "--method lora contradicts train_residual_r8.yaml, whose adapter is "
+            "residual: leave one of the two out",
+        ),
+        (["--asr_config", "broken.yaml"], "broken.yaml: not an ESPnet configuration"),
+    ],
+)
+def test_method_and_configuration_must_agree(configs, options, message):
+    options = ["--corpus", "mini_an4", "--python", sys.executable, *options]
+    done = run(*options, cwd=configs)
+    assert done.returncode and len(done.stderr.splitlines()) == 1
+    assert message in done.stderr.replace(f"{configs}/", "")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -117,18 +181,34 @@ def test_data_stages_in_a_folder_with_a_hostile_name(recipe, tmp_path):
     assert done.returncode == 0 and stages_that_ran(done) == []
     done = run(*options, "--skip_bad", "true", script=script, cwd=tmp_path)
     assert done.returncode == 0 and stages_that_ran(done) == [4]
+    # Tasks are adapted from the backbone of all tasks, which is not there yet.
     done = run(*options, "--tasks", "male", script=script, cwd=tmp_path)
-    assert stages_that_ran(done) == [3, 4, 5]
-    assert (work / "dump" / "tasks").read_text() == "male\n"
+    assert done.returncode == 0 and stages_that_ran(done) == [4]
+    assert "come before all that concerns tasks-male" in done.stdout
     (work / "dump" / "dev" / "audio_stamp").unlink()
+    assert stages_that_ran(run(*options, script=script, cwd=tmp_path)) == [4]
+
+
+def test_some_of_the_tasks_are_data_of_their_own(recipe, base, tmp_path):
+    options = ["--corpus", "mini_an4", "--python", sys.executable]
+    options += ["--pretrained_model", base, "--stop_stage", "5"]
+    script = recipe / "run.sh"
+    work = recipe / "exp" / "mini_an4"
+    done = run(*options, script=script)
+    assert stages_that_ran(done) == [1, 3, 8, 4]
     done = run(*options, "--tasks", "male", script=script, cwd=tmp_path)
-    assert stages_that_ran(done) == [4]
+    assert stages_that_ran(done) == [3, 8, 4]
+    assert (work / "dump_tasks-male" / "tasks").read_text() == "male\n"
+    assert (work / "dump" / "tasks").read_text() == "female\nmale\n"
+    for some in (["--tasks", "male"], []):
+        assert stages_that_ran(run(*options, *some, script=script)) == []
 
     # A failure names the log, keeps no mark and is tried again.
     done = run(*options, "--tasks", "male opera", script=script, cwd=tmp_path)
     assert done.returncode == 1
     assert "has no task opera; it has: female, male" in done.stderr
     assert "exp/mini_an4/logs/stage3.log" in done.stderr
+    assert len(done.stderr.splitlines()) == 3
 
 
 def test_a_folder_of_ones_own(recipe, an4, tmp_path):
@@ -154,6 +234,7 @@ def test_a_folder_of_ones_own(recipe, an4, tmp_path):
             (folder / file).write_text("\r\n".join(content), encoding="utf-8")
     before = sorted(recipe.iterdir())
     options = ["--python", sys.executable, "--train_backbone", "true"]
+    options += ["--clean_text", "none"]
     done = run(
         *options,
         *("--corpus", source.name, "--stop_stage", "5"),
@@ -179,6 +260,123 @@ def test_a_folder_of_ones_own(recipe, an4, tmp_path):
     )
     assert done.returncode == 1 and "a command stands in place" in done.stderr
     assert not list(tmp_path.rglob("oops"))
+
+
+FORMATS = [(8000, "flac", 1), (44100, "ogg", 2), (16000, "wav", 1), (48000, "wav", 2)]
+
+
+def write_folder(folder: Path, an4: Path, extra: Dict[str, str]) -> None:
+    """A data set as people have them: any rate, format and channels, raw texts.
+
+    Args:
+        folder: Where to write.
+        an4: A data set of AN4.
+        extra: Further texts; half a second of noise, or what the id says.
+    """
+    folder.mkdir(parents=True)
+    audio = dict(line.split(None, 1) for line in (an4 / "wav.scp").open())
+    texts = dict(line.split(None, 1) for line in (an4 / "text").open())
+    columns: Dict[str, List[str]] = {"wav.scp": [], "text": [], "utt2spk": []}
+    noise = np.random.default_rng(0).normal(0, 0.05, 4000)
+    for number, name in enumerate([*sorted(texts), *extra]):
+        rate, ending, channels = FORMATS[number % len(FORMATS)]
+        if name in extra:
+            samples, rate = noise[: 100 if "short" in name else None], 8000
+            text, ending = extra[name], "wav"
+        else:
+            samples, known = soundfile.read(audio[name].strip())
+            samples = soxr.resample(samples, known, rate)
+            text = f"{texts[name].strip().upper()}!"
+            if channels == 2:
+                samples = np.stack([samples, 0.5 * samples], axis=1)
+        name = f"{folder.name}-{name}"
+        soundfile.write(folder / f"{name}.{ending}", samples, rate)
+        columns["wav.scp"].append(f"{name} {name}.{ending}")
+        columns["text"].append(f"{name} {text}")
+        columns["utt2spk"].append(f"{name} {'J\u00f6rg 1' if number % 2 else 'ann'}")
+    for file, lines in columns.items():
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_texts_and_recordings_as_people_have_them(recipe, an4, base, tmp_path):
+    """Case and punctuation are folded; what cannot be learned is left out, and told."""
+    extra = {
+        "empty": "",
+        "digits": "ROOM 101",
+        "short": "YES",
+        "dots": "...",
+        "fast": "YES " * 20,
+    }
+    for name in ("train", "dev", "test"):
+        write_folder(tmp_path / "own" / name, an4[name], extra)
+    options = ["--corpus", tmp_path / "own", "--python", sys.executable]
+    options += ["--pretrained_model", base, "--stop_stage", "5"]
+    done = run(*options, script=recipe / "run.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the task of speaker J\u00f6rg 1 is called Jorg_1" in done.stdout
+    for line in (
+        "to lower case: ",
+        "characters without a token, and utterances: ",
+        "'1' (U+0031) in 3",
+        "left out of train: 5 of 10 (characters without a token 1, no text 2, "
+        "too short 1, too short for its text 1)",
+        "left out of dev: 5 of 10",
+        "2 of 7 utterances of test have characters that the backbone cannot write; "
+        "these count as errors: test-digits, test-mmxg-cen8",
+        "test: 1 recordings too short for the encoder, made longer with silence: "
+        "test-short",
+    ):
+        assert line in done.stdout, done.stdout
+    assert "left out of test" not in done.stdout
+    work = recipe / "exp" / "own"
+    dump = work / "dump"
+    text = (dump / "train" / "text").read_text(encoding="utf-8")
+    assert text == text.lower() and "!" not in text
+    assert (dump / "tasks").read_text() == "Jorg_1\nann\n"
+    texts = (dump / "test" / "text").read_text().splitlines()
+    assert "test-digits room 101" in texts  # errors, not silence
+    assert "test-empty" in [line.strip() for line in texts] and len(texts) == 7
+    assert "test-dots" in [line.strip() for line in texts]
+    assert "train train-short: too short: 200 samples" in (
+        work / "logs" / "clean_text.txt"
+    ).read_text(encoding="utf-8")
+    note = (dump / "note.txt").read_text(encoding="utf-8")
+    assert "Texts were cleaned (lower case, punctuation to spaces)" in note
+    for line in (dump / "train" / "wav.scp").read_text().splitlines():
+        info = soundfile.info(line.split(None, 1)[1])
+        assert (info.samplerate, info.channels) == (16000, 1)
+
+    # Without it, the validation says what the texts lack, and stops.
+    done = run(*options, "--clean_text", "none", script=recipe / "run.sh")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Stage 4, Validation, failed" in done.stderr
+    log = (work / "logs" / "stage4.log").read_text(encoding="utf-8")
+    assert "Write the text in lower case." in log
+
+
+@pytest.mark.parametrize(
+    "tokens, text, folded",
+    [
+        ("ab'", "A\u2019B, \u00abb\u00bb a-b", "a'b b a b"),
+        ("AB", "ab\u00ad\u200bb, 5", "ABB 5"),
+        ("aB", "Ab aB", "Ab aB"),  # the backbone knows both cases
+        ("ab.", "a.b!", "a.b"),
+        ("abe\u0301", "\u00e9 e\u0301", "\u00e9 \u00e9"),
+        ("ab", "a & b 10 % @ \u20ac", "a & b 10 % @ \u20ac"),  # these are read out
+        ("\u0430\u0431", "\u0410\u0411", "\u0430\u0431"),
+        ("\u3042", "\u3042\u3001\u3042\u3002", "\u3042 \u3042"),  # no case at all
+    ],
+)
+def test_folding(tokens, text, folded):
+    sys.path.insert(0, str(ROOT / "local"))
+    try:
+        from clean_text import Folding, known_characters
+    finally:
+        sys.path.remove(str(ROOT / "local"))
+    known = known_characters(
+        ["<blank>", "<unk>", "<space>", *tokens, "\u2581" + tokens]
+    )
+    assert Folding(known)(text) == folded
 
 
 def test_one_run_at_a_time(recipe):
@@ -225,6 +423,38 @@ def test_find_python_passes_over_a_shim_that_fails(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_copy_stands_on_its_own(tmp_path, capsys):
+    destination = tmp_path / "espnet" / "egs2"
+    destination.mkdir(parents=True)
+    for force in ("false", "true"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["recipe", str(destination), "--force", force])
+        assert ended.value.code == 0
+        copy = destination / "hra_asr"
+        if force == "true":
+            assert (copy / "exp").is_dir()  # what was made stays
+            break
+        for path in copy.rglob("*"):
+            assert not path.is_symlink()
+        assert not (copy / "exp").exists() and (copy / "conf" / "mini_an4").is_dir()
+        done = run(
+            *("--corpus", "mini_an4", "--stop_stage", "3"),
+            script=copy / "run.sh",
+            cwd=tmp_path,
+            # Nothing but the copy's own memory leads to this Python.
+            env={"PATH": "/usr/bin:/bin", "VIRTUAL_ENV": "", "PYTHONPATH": ""},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert stages_that_ran(done) == [1, 3]
+        with pytest.raises(SystemExit, match="is there already.*--force true"):
+            cli.main(["recipe", str(destination)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recipe", str(tmp_path / "a" / "copy")])
+    assert (tmp_path / "a" / "copy" / "run.sh").stat().st_mode & 0o100
+    with pytest.raises(SystemExit, match="is the recipe itself"):
+        cli.main(["recipe", str(RECIPE)[: -len("/hra_asr")], "--force", "true"])
+
+
 @pytest.mark.slow
 def test_mini_an4_from_data_to_results(recipe, tmp_path):
     """All stages; then what another seed redoes, and what a kill leaves behind."""
@@ -243,7 +473,27 @@ def test_mini_an4_from_data_to_results(recipe, tmp_path):
     }
     rate = {(r["method"], r["split"]): float(r["cer"]) for r in rows}
     assert rate["hra", "dev"] < rate["none", "dev"]  # it was trained on this
-    assert "it shows that the machinery works" in (work / "RESULTS.md").read_text()
+    page = (work / "RESULTS.md").read_text()
+    assert "it shows that the machinery works" in page
+    assert "![CER of each task, test](results.png)" in page
+    assert "## Comparison with hra on test" in page
+    utterances = (work / "utterances.tsv").read_text().splitlines()
+    assert len(utterances) == 1 + 2 * 7
+    assert "What to try next:" in done.stdout and "Picture: " in done.stdout
+    assert re.search(r"\n +all  .* \d+\n", done.stdout)
+    # The command that is shown works as it stands, from where it was shown.
+    lines = done.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if " transcribe " in line)
+    command = lines[at].rstrip("\\") + lines[at + 1]
+    said = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
 
     # The same once more: nothing; another seed: the adaptation and what follows.
     assert stages_that_ran(run(*options, script=script)) == []
@@ -272,7 +522,7 @@ def test_mini_an4_from_data_to_results(recipe, tmp_path):
     done = run(*options, "--seed", "2", script=script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert stages_that_ran(done)[0] == 11
-    assert "epoch 1:" not in done.stdout and "epoch 4:" in done.stdout
+    assert "epoch 1 of 4:" not in done.stdout and "epoch 4 of 4:" in done.stdout
     assert [row for row in read_rows(work) if row["seed"] == "2"] == uninterrupted
 
 

@@ -5,8 +5,15 @@ import math
 
 import pytest
 
-from espnet_hra import scoring
-from espnet_hra.scoring import ScoringError, count_errors, errors_by_task
+from espnet_hra import report, scoring
+from espnet_hra.scoring import (
+    Errors,
+    Row,
+    ScoringError,
+    Utterance,
+    count_errors,
+    errors_by_task,
+)
 
 
 def test_rates_of_a_worked_example():
@@ -109,7 +116,7 @@ def test_same_rows_are_replaced_and_others_kept(corpus):
     assert run(corpus, "hra", "bad", *counts, "--seed", "1") == 0
     assert run(corpus, "hra", "bad", *counts, "--seed", "2") == 0
     assert run(corpus, "hra", "good", *counts, "--seed", "1") == 0
-    rows = scoring.read_results(corpus / "exp" / "results.tsv")
+    rows = scoring.read_table(corpus / "exp" / "results.tsv", Row)
     assert [(row.seed, row.split, row.task) for row in rows] == [
         (seed, split, task)
         for seed in (1, 2)
@@ -118,6 +125,41 @@ def test_same_rows_are_replaced_and_others_kept(corpus):
     ]
     assert rows[0].cer == 0.0 and rows[4].cer == 100.0
     assert not list((corpus / "exp").glob(".*"))  # no temporary files
+
+
+def test_errors_of_utterances_add_up_and_are_merged_as_rates_are(corpus):
+    counts = ("--shared_params", "5", "--task_params", "6", "--report", "false")
+    for seed in ("1", "2"):
+        assert run(corpus, "hra", "bad", *counts, "--seed", seed) == 0
+    assert run(corpus, "none", "bad", *counts) == 0
+    (corpus / "good.dev").write_text("a1 one two\nb1 dre\n", encoding="utf-8")
+    assert run(corpus, "hra", "good", *counts, "--seed", "1") == 0
+    folder = corpus / "exp"
+    lines = (folder / "utterances.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == (
+        "method\ttask\tsplit\tseed\tutterance\tcharacters\terrors\twords"
+        "\tword_errors"
+    )
+    assert lines[1] == "hra\tde\tdev\t1\tb1\t4\t1\t1\t1"
+    found = scoring.read_table(folder / "utterances.tsv", Utterance)
+    assert [line.method for line in found] == ["hra"] * 8 + ["none"] * 4
+    for row in scoring.read_table(folder / "results.tsv", Row):
+        own = [line for line in found if line.key == row.key]
+        total = sum(
+            (Errors(1, u.words, u.characters, 0, u.errors) for u in own), Errors()
+        )
+        assert f"{total.cer:.2f}" == f"{row.cer:.2f}"
+        assert (total.utterances, total.words) == (row.utterances, row.words)
+    assert not (folder / "RESULTS.md").exists()
+
+
+def test_lines_of_one_key_are_replaced_together():
+    def lines(names, errors, seed=1):
+        return [Utterance("hra", "a", "test", seed, n, 9, errors, 2, 1) for n in names]
+
+    old = [*lines("xy", 5), *lines("xy", 5, seed=2)]
+    merged = scoring.merge(old, lines("xz", 1))
+    assert merged == [*lines("xz", 1), *lines("xy", 5, seed=2)]
 
 
 def test_results_md_shows_means_and_changes(corpus):
@@ -145,7 +187,7 @@ def test_many_tasks_become_rows():
     rows = [
         scoring.Row("hra", f"t{i}", "test", 1, 1, 1, 1, 1, 5.0, 5.0) for i in range(20)
     ]
-    page = scoring.markdown_tables(rows)
+    page = report.rate_tables(rows)
     assert "||hra|" in page and "|t19|5.0|" in page
 
 

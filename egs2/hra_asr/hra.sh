@@ -17,7 +17,7 @@ writes the error rates per task to exp/CORPUS/RESULTS.md and results.tsv.
 Stages: 1 data, 2 speed perturbation (not used), 3 format wav.scp, 4 validation,
 5 token list, 6 statistics of the backbone, 7 training of the backbone, 8 choice of
 the backbone, 9 decoding with the frozen backbone, 10 statistics, 11 adaptation,
-12 decoding, 13 scoring, 14 packing and 15 upload (neither is built yet).
+12 decoding, 13 scoring, 14 packing, 15 upload to Hugging Face.
 A stage that was done with the same options and data is not done again.'
 
 option stage 1 "the first stage"
@@ -28,15 +28,18 @@ option skip_train false "leave out stages 6 to 8, 10 and 11"
 option skip_eval false "leave out stages 9, 12 and 13"
 option skip_packing true "leave out stage 14"
 option skip_upload_hf true "leave out stage 15"
+option hf_repo "" "where stage 15 uploads to, e.g. user/name"
 option ngpu 0 "the number of GPUs, 0 for the CPU"
 option nj 2 "the number of processes that prepare data"
+option allow_changed false "take Debian packages of other versions than ours"
 option inference_nj 1 "the number of processes that decode"
 option dumpdir "" "where data for models go (default: EXPDIR/CORPUS/dump)"
 option expdir "" "where all else goes (default: exp in the recipe's folder)"
 option python python3 "the Python with ESPnet"
 option corpus debian_voices "debian_voices, mini_an4, or a folder with train, dev, test"
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
-option method hra "the adapter"
+option clean_text "" "fit texts to the tokens: auto (default for a folder) or none"
+option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
 option pretrained_model "" "the backbone: ESPnet pack, folder, tag or checkpoint"
@@ -60,20 +63,18 @@ parse_options "$@"
 # ------------------------------------------------------------------ check the options
 
 check_number stage stop_stage ngpu nj inference_nj seed
-check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad
+check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad \
+    allow_changed
 for number in ${skip_stages}; do
     if [[ ! ${number} =~ ^[0-9]+$ ]]; then
         usage_error "--skip_stages must be numbers, not '${number}'"
     fi
 done
 
-built_methods="hra"
-case "${method}" in
-    hra) ;;
-    residual | lora | bitfit | full | none)
-        usage_error "method '${method}' is not built yet; built: ${built_methods}" ;;
-    *) usage_error "there is no method '${method}'; built: ${built_methods}" ;;
-esac
+methods="hra residual lora bitfit full none"
+if [ -n "${method}" ] && [[ " ${methods} " != *" ${method} "* ]]; then
+    usage_error "there is no method '${method}'; there are: ${methods}"
+fi
 case "${regime}" in
     joint | new_task) ;;
     *) usage_error "--regime must be joint or new_task, not '${regime}'" ;;
@@ -82,8 +83,12 @@ case "${autocast}" in
     none | bfloat16) ;;
     *) usage_error "--autocast must be none or bfloat16, not '${autocast}'" ;;
 esac
-if ! "${skip_packing}" || ! "${skip_upload_hf}"; then
-    usage_error "packing and upload (stages 14 and 15) are not built yet"
+case "${clean_text}" in
+    "" | auto | none) ;;
+    *) usage_error "--clean_text must be auto or none, not '${clean_text}'" ;;
+esac
+if ! "${skip_upload_hf}" && [ -z "${hf_repo}" ]; then
+    usage_error "--skip_upload_hf false needs --hf_repo, e.g. --hf_repo user/name"
 fi
 
 # find_path PATH: where the caller means it: seen from there, else from the recipe.
@@ -177,8 +182,26 @@ for item in backbone_config asr_config inference_config; do
     fi
 done
 : "${backbone_config:=${configs}/train_backbone.yaml}"
-: "${asr_config:=${configs}/train_${method}.yaml}"
 : "${inference_config:=conf/decode_greedy.yaml}"
+if [ "${method}" = none ]; then
+    for item in asr_config asr_args init_adapter; do
+        if [ -n "${!item}" ]; then
+            usage_error "--method none adapts nothing, and --${item} is of an adaptation"
+        fi
+    done
+elif [ -z "${asr_config}" ]; then
+    : "${method:=hra}"
+    asr_config=${configs}/train_${method}.yaml
+    if [ ! -f "${asr_config}" ]; then
+        asr_config=conf/train_${method}.yaml
+    fi
+    if [ ! -f "${asr_config}" ]; then
+        usage_error "there is no ${asr_config}: name a configuration with --asr_config"
+    fi
+fi
+if [[ " ${asr_args}" == *" adapter="* ]]; then
+    usage_error "--asr_args cannot choose the adapter: use --method or --asr_config"
+fi
 if [ "${regime}" = new_task ]; then
     if [ -z "${init_adapter}" ]; then
         usage_error "--regime new_task freezes the controller of an earlier joint" \
@@ -204,8 +227,29 @@ else
     prepare_python=python3
 fi
 if ! "${python_words[@]}" -c 'import espnet_hra, espnet2' >/dev/null 2>&1; then
-    fail "${python} cannot import espnet2 and espnet_hra: run \"make venv\" in" \
-        "$(cd ../.. && pwd), or name another Python with --python"
+    if [ -f ../../Makefile ] && [ -d ../../espnet_hra ]; then
+        fail "${python} cannot import espnet2 and espnet_hra: run \"make venv\" in" \
+            "$(cd ../.. && pwd), or name another Python with --python"
+    fi
+    fail "${python} cannot import espnet2 and espnet_hra: install espnet-hra in it" \
+        "with pip, or name another Python with --python"
+fi
+if [ "${method}" != none ]; then
+    adapter=$("${python_words[@]}" -c '
+import sys, yaml
+
+try:
+    with open(sys.argv[1], encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    print((config.get("encoder_conf") or {}).get("adapter", "hra"))
+except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    sys.exit(f"{sys.argv[1]}: not an ESPnet configuration: {error}".replace("\n", " "))
+' "${asr_config}")
+    : "${method:=${adapter}}"
+    if [ "${method}" != "${adapter}" ]; then
+        usage_error "--method ${method} contradicts ${asr_config}, whose adapter is" \
+            "${adapter}: leave one of the two out"
+    fi
 fi
 
 expdir=$(find_path "${expdir}")
@@ -213,6 +257,25 @@ work=${expdir:-exp}/${name}
 dump=$(find_path "${dumpdir}")
 dump=${dump:+${dump}/${name}}
 dump=${dump:-${work}/dump}
+audio=${dump}/audio
+if [ -z "${clean_text}" ]; then
+    clean_text=none
+    if [ "${corpus}" != "${name}" ]; then
+        clean_text=auto
+    fi
+fi
+
+# Some of the tasks are data of their own, and adaptations of their own.
+subset=
+if [ "${#task_names[@]}" -gt 0 ]; then
+    mapfile -t task_names < <(printf '%s\n' "${task_names[@]}" | sort -u)
+    subset=${task_names[0]}
+    if [ "${#task_names[@]}" -gt 1 ]; then
+        subset=${#task_names[@]}-$(digest "${task_names[@]}" | cut -c 1-6)
+    fi
+    subset=tasks-${subset//[^A-Za-z0-9._-]/_}
+    dump=${dump}_${subset}
+fi
 for item in "${work}" "${dump}"; do
     # ESPnet separates path, name and type of data by commas.
     if [[ ${item} == *,* ]]; then
@@ -222,26 +285,25 @@ done
 data=data/${name}
 
 # A label for tables, and a folder for what belongs to it.
-label=${asr_config##*/}
-label=${label%.*}
-label=${label#train_}
-case "${label}" in
-    "${method}" | "${method}_"*) ;;
-    *) label=${method}_${label} ;;
-esac
-if [ "${regime}" = new_task ]; then
-    label=${label}_new_task
-fi
-if [ "${#asr_words[@]}" -gt 0 ]; then
-    label=${label}_$(digest "${asr_words[@]}" | cut -c 1-6)
-fi
-label=${label//[^A-Za-z0-9._-]/_}
-if [ -z "${asr_tag}" ]; then
-    asr_tag=${label}
-    if [ "${#task_names[@]}" -gt 0 ]; then
-        asr_tag=${asr_tag}_tasks-$(digest "${task_names[@]}" | cut -c 1-6)
+label=none
+if [ "${method}" != none ]; then
+    label=${asr_config##*/}
+    label=${label%.*}
+    label=${label#train_}
+    case "${label}" in
+        "${method}" | "${method}_"*) ;;
+        *) label=${method}_${label} ;;
+    esac
+    if [ "${regime}" = new_task ]; then
+        label=${label}_new_task
     fi
-    asr_tag=${asr_tag}_seed${seed}
+    if [ "${#asr_words[@]}" -gt 0 ]; then
+        label=${label}_$(digest "${asr_words[@]}" | cut -c 1-6)
+    fi
+    label=${label//[^A-Za-z0-9._-]/_}${subset:+_${subset}}
+fi
+if [ -z "${asr_tag}" ]; then
+    asr_tag=${label}_seed${seed}
 elif [[ ! ${asr_tag} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then
     usage_error "--asr_tag must consist of letters, digits, '.', '_' and '-'"
 fi
@@ -259,8 +321,33 @@ backbone_file=${work}/backbone.path
 token_list=${work}/tokens.txt
 task_list=${dump}/tasks
 asr_exp=${work}/asr_${asr_tag}
-frozen_decode=${work}/frozen/${decode_tag}
+frozen_decode=${work}/frozen/${decode_tag}${subset:+_${subset}}
 asr_decode=${asr_exp}/${decode_tag}
+
+# Whether the backbone has data of its own, and was trained in the recipe.
+backbone_part=false
+if [ "${corpus}" = debian_voices ]; then
+    backbone_part=${train_backbone}
+fi
+own_backbone=${train_backbone}
+if "${train_backbone}" && [ -n "${subset}" ]; then
+    # The backbone is that of all tasks, whatever is adapted; then it is a given one.
+    if [ "${stage}" -le 8 ] && ! { "${skip_data_prep}" && "${skip_train}"; }; then
+        echo "The backbone is trained on all tasks:"
+        (cd -- "${start_dir}" && bash "${OLDPWD}/hra.sh" "$@" --tasks "" \
+            --stop_stage "$((stop_stage < 8 ? stop_stage : 8))")
+        if [ ! -f "${backbone_file}" ]; then
+            echo "Its stages come before all that concerns ${subset}"
+            exit 0
+        fi
+        echo "The backbone is done; ${task_names[*]}:"
+    fi
+    train_backbone=false
+    if [ ! -f "${backbone_file}" ]; then
+        fail "there is no ${backbone_file}: run stage 8 first"
+    fi
+    pretrained_model=$(sed -n 2p "${backbone_file}")
+fi
 
 mkdir -p "${done_dir}" "${log_dir}" "${dump}"
 if command -v flock >/dev/null; then
@@ -303,8 +390,12 @@ wanted() {
     done
     case "$1" in
         1 | 2 | 3 | 4 | 5) ! "${skip_data_prep}" ;;
-        6 | 7 | 8 | 10 | 11) ! "${skip_train}" ;;
-        9 | 12 | 13) ! "${skip_eval}" ;;
+        6 | 7 | 8) ! "${skip_train}" ;;
+        10 | 11) ! "${skip_train}" && [ "${method}" != none ] ;;
+        12) ! "${skip_eval}" && [ "${method}" != none ] ;;
+        9 | 13) ! "${skip_eval}" ;;
+        14) ! "${skip_packing}" && [ "${method}" != none ] ;;
+        15) ! "${skip_upload_hf}" && [ "${method}" != none ] ;;
     esac
 }
 
@@ -331,6 +422,11 @@ need() {
     fi
 }
 
+# number_of KEY CONFIG: the number that a configuration has for a key, if any.
+number_of() {
+    sed -n "s/^$1: *\([0-9]\+\).*/\1/p" "$2"
+}
+
 # best_model FOLDER: its best checkpoint. Averages come first; a model without a decoder
 # has no accuracy, and is chosen by its character error rate.
 best_model() {
@@ -347,9 +443,13 @@ best_model() {
 
 # data_options KIND SET WITH_TASKS: ESPnet's options on the data of a set.
 data_options() {
+    local shapes=${dump}/$2/speech_shape
+    if [ "$1" = train ]; then
+        shapes=${train_shapes:-${shapes}}
+    fi
     printf '%s\n' "--$1_data_path_and_name_and_type" "${dump}/$2/wav.scp,speech,sound" \
         "--$1_data_path_and_name_and_type" "${dump}/$2/text,text,text" \
-        "--$1_shape_file" "${dump}/$2/speech_shape"
+        "--$1_shape_file" "${shapes}"
     if "$3"; then
         printf '%s\n' "--$1_data_path_and_name_and_type" \
             "${dump}/$2/utt2task,utt2task,text"
@@ -367,6 +467,7 @@ train() {
         --ngpu "${ngpu}" \
         --autocast "${autocast}" \
         --check_data false \
+        --log_interval 10 \
         "${options[@]}" \
         "${@:4}"
 }
@@ -438,8 +539,11 @@ stage_1() {
     local options=(--datadir data --nj "${nj}" --downloads "${HRA_DOWNLOADS}")
     if [ "${corpus}" = "${name}" ]; then
         options+=(--corpus "${corpus}" --part tasks)
-        if "${train_backbone}"; then
+        if "${backbone_part}"; then
             options+=(backbone)
+        fi
+        if "${allow_changed}" && [ "${corpus}" = debian_voices ]; then
+            options+=(--allow_changed)
         fi
     else
         options+=(--corpus folder --source "${corpus}" --name "${name}")
@@ -456,36 +560,54 @@ stage_3() {
         options+=(--all_tasks "${all_sets[@]:${#task_sets[@]}}")
     fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
-        --dump "${dump}/raw" --nj "${nj}" --sets "${task_sets[@]}" "${options[@]}"
+        --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" \
+        --sets "${task_sets[@]}" "${options[@]}"
 }
 
 stage_4() {
-    local set name config=${dump}/validation.yaml extra unknown ids texts
+    local set name config=${dump}/validation.yaml extra unknown ids texts from options
+    local tokens=
     if "${train_backbone}"; then
         # Every character of the training texts; stage 5 leaves out those of bad ones.
         mapfile -t texts < <(files_of "${dump}/raw" text "${token_sets[@]}")
         "${prepare_python}" local/char_list.py --token_list "${dump}/raw/tokens.txt" \
             --text "${texts[@]}"
+        tokens="token_type: char"$'\n'"token_list: '${dump//\'/\'\'}/raw/tokens.txt'"
+    fi
+    from=${dump}/raw
+    if [ "${clean_text}" = auto ]; then
+        from=${dump}/clean
+        printf '%s\n' "$(cat "${validation_config}")" "${tokens}" >"${config}"
+        announce "${prepare_python}" local/clean_text.py --raw "${dump}/raw" \
+            --out "${from}" --sets "${all_sets[@]}" --keep test --config "${config}" \
+            --report "${log_dir}/clean_text.txt" --note "${dump}/note.txt"
     fi
     for set in "${all_sets[@]}"; do
         # Of two values of a key, YAML takes the second.
-        extra=
+        extra=${tokens}
+        options=(--text "${from}/${set}/text")
         if [ "${set}" = test ]; then
             # Its texts are only compared with: any character may occur in them.
             extra="token_list: null"
-        elif "${train_backbone}"; then
-            extra="token_type: char"$'\n'"token_list: '${dump//\'/\'\'}/raw/tokens.txt'"
+            if [ "${clean_text}" = auto ]; then
+                # And none at all: all that is recognised in silence is wrong.
+                options=()
+            fi
         fi
         printf '%s\n' "$(cat "${validation_config}")" "${extra}" >"${config}"
         echo "${set}:"
         announce "${python_words[@]}" -m espnet_hra.validate \
-            --wav_scp "${dump}/raw/${set}/wav.scp" \
-            --text "${dump}/raw/${set}/text" \
-            --utt2task "${dump}/raw/${set}/utt2task" \
+            --wav_scp "${from}/${set}/wav.scp" \
+            "${options[@]}" \
+            --utt2task "${from}/${set}/utt2task" \
             --config "${config}" \
             --skip_bad "${skip_bad}" \
             --report "${log_dir}/validate_${set}.txt" \
             --out_dir "${dump}/${set}"
+        if [ "${#options[@]}" -eq 0 ]; then
+            awk 'NR == FNR { kept[$1]; next } $1 in kept' "${dump}/${set}/wav.scp" \
+                "${from}/${set}/text" >"${dump}/${set}/text"
+        fi
         cp "${dump}/raw/${set}/audio_stamp" "${dump}/${set}"
     done
     cut -d ' ' -f 2- "${dump}/train/utt2task" | sort -u >"${task_list}"
@@ -525,18 +647,59 @@ stage_6() {
         --output_dir "${work}/backbone_stats"
 }
 
+# Steps before the training proper: fewer layers, shorter utterances (see the header of
+# conf/train_backbone.yaml). Each begins with what the one before has learned.
+backbone_steps=${backbone_config%.*}.steps
+
+# grow FOLDER OPTION...: make init.pth there from the latest step's model.
+grow() {
+    local options
+    if [ -n "${previous}" ] && [ ! -e "$1/init.pth" ]; then
+        mkdir -p "$1"
+        announce "${prepare_python}" local/grow_layers.py \
+            --model "$(best_model "${previous}")" --out "$1/init.pth.part" \
+            --config "${backbone_config}" --token_type char \
+            --token_list "${token_list}" "${@:2}"
+        mv "$1/init.pth.part" "$1/init.pth"
+    fi
+}
+
 stage_7() {
-    local options=()
+    local options=() previous= step=0 seconds words folder train_shapes=
     if "${needs_stats}"; then
         options+=(--normalize_conf
             "stats_file='${work//\'/\'\'}/backbone_stats/train/feats_stats.npz'")
     fi
     own_folder "${backbone_dir}" "${key}"
+    if [ -f "${backbone_steps}" ]; then
+        while read -r seconds words; do
+            step=$((step + 1))
+            folder=${backbone_dir}/step${step}
+            read -r -a words <<<"${words}"
+            echo "+ step ${step}: utterances of up to ${seconds} s, ${words[*]}"
+            grow "${folder}" "${words[@]}"
+            mkdir -p "${folder}"
+            train_shapes=${folder}/speech_shape
+            awk -v most="${seconds}" '$2 <= most * 16000' \
+                "${dump}/${backbone_train}/speech_shape" >"${train_shapes}"
+            train false "${backbone_train}" "${backbone_dev}" \
+                --config "${backbone_config}" \
+                --token_type char \
+                --token_list "${token_list}" \
+                --output_dir "${folder}" \
+                ${previous:+--init_param "${folder}/init.pth"} \
+                "${options[@]}" "${words[@]}" </dev/null
+            previous=${folder}
+        done < <(grep -v '^#' "${backbone_steps}")
+        train_shapes=
+        grow "${backbone_dir}"
+    fi
     train false "${backbone_train}" "${backbone_dev}" \
         --config "${backbone_config}" \
         --token_type char \
         --token_list "${token_list}" \
         --output_dir "${backbone_dir}" \
+        ${previous:+--init_param "${backbone_dir}/init.pth"} \
         "${options[@]}"
 }
 
@@ -546,14 +709,14 @@ stage_8() {
     else
         "${python_words[@]}" -c '
 import sys
-from espnet_hra.base_model import BaseModelError, open_base
+from espnet_hra.base_model import check_adaptable, open_base
+from espnet_hra.errors import one_line
 
-try:
+with one_line("backbone"):
     base = open_base(sys.argv[1], cache=sys.argv[2])
-except BaseModelError as error:
-    sys.exit(f"backbone: {error}")
-if base.config_file is None:
-    sys.exit(f"backbone: there is no config.yaml beside {base.model_file}")
+    if base.config_file is None:
+        sys.exit(f"backbone: there is no config.yaml beside {base.model_file}")
+    check_adaptable(base)
 print(base.config_file, base.model_file, sep="\n")' \
             "${pretrained_model}" "${work}/pretrained"
     fi >"${backbone_file}.part"
@@ -579,7 +742,6 @@ stage_10() {
                         t, n[t], samples[t] / 960000
             }' "${dump}/${set}/utt2task" "${dump}/${set}/speech_shape" | sort
     done
-    cp "${task_list}" "${work}/tasks.txt"
 }
 
 stage_11() {
@@ -606,28 +768,135 @@ stage_12() {
 }
 
 stage_13() {
-    local set options=(--out_dir "${work}" --title "${name}" --times "${times}"
+    local set note= of aside file
+    local options=(--out_dir "${work}" --title "${name}" --times "${times}"
         --command "${RECIPE_COMMAND:-./run.sh}")
     local -a frozen=() adapted=()
+    of=$(digest "${base_digest}" "${clean_text}")
+    if [ -e "${work}/results.tsv" ] && ! grep -Fqsx "${of}" "${done_dir}/results"; then
+        aside=${work}/results.old-$(date '+%Y%m%d-%H%M%S')
+        echo "The results in ${work} are of another backbone: moved to ${aside}"
+        mkdir "${aside}"
+        for file in "${work}"/*.{tsv,md,png,svg}; do
+            if [ -f "${file}" ] && [ "${file}" != "${times}" ]; then
+                mv "${file}" "${aside}"
+            fi
+        done
+        rm -f "${done_dir}/stage13"
+    fi
+    printf '%s\n' "${of}" >"${done_dir}/results"
     if [ "${corpus}" = mini_an4 ]; then
-        options+=(--note "This corpus has seven utterances: it shows that the machinery \
-works, and is no result. The dev set is the training set.")
+        note="This corpus has seven utterances: it shows that the machinery works, and \
+is no result. The dev set is the training set."
+    fi
+    if [ "${clean_text}" = auto ]; then
+        note+=${note:+ }$(cat "${dump}/note.txt")
+    fi
+    if [ -n "${note}" ]; then
+        options+=(--note "${note}")
     fi
     for set in "${eval_sets[@]}"; do
         options+=(--ref "${set}=${dump}/${set}/text" --utt2task "${dump}/${set}/utt2task")
         frozen+=(--hyp "${set}=${frozen_decode}/${set}/text")
         adapted+=(--hyp "${set}=${asr_decode}/${set}/text")
     done
+    if [ "${method}" = none ]; then
+        announce "${python_words[@]}" -m espnet_hra.scoring --method none \
+            "${options[@]}" "${frozen[@]}"
+        return
+    fi
     if [ -e "${frozen_decode}/${eval_sets[0]}/text" ]; then
         announce "${python_words[@]}" -m espnet_hra.scoring --method none \
-            "${options[@]}" "${frozen[@]}" >"${log_dir}/scoring_frozen.txt"
+            --report false "${options[@]}" "${frozen[@]}" \
+            >"${log_dir}/scoring_frozen.txt"
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
     announce "${python_words[@]}" -m espnet_hra.scoring --method "${label}" \
         --seed "${seed}" --params "${asr_exp}/params.json" \
         "${options[@]}" "${adapted[@]}"
-    echo "${work}/RESULTS.md"
+}
+
+stage_14() {
+    announce "${python_words[@]}" -m espnet_hra.cli pack --model "${asr_exp}" \
+        --tasks all --name "${name}_${label}" --out "${asr_exp}/pack.zip"
+}
+
+stage_15() {
+    announce "${python_words[@]}" -m espnet_hra.cli pack --out "${asr_exp}/pack.zip" \
+        --upload "${hf_repo}"
+}
+
+# from_there PATH: as the caller, in the folder of the call, can write it.
+from_there() {
+    local path=$1
+    if [[ ${path} != /* ]]; then
+        path=${PWD}/${path}
+    fi
+    printf '%q' "${path#"${start_dir}/"}"
+}
+
+# what_next: commands that go on from here.
+what_next() {
+    local again program audio task item config=
+    again=$(from_there "${PWD}/run.sh")
+    if [ "${again}" = run.sh ]; then
+        again=./run.sh
+    fi
+    if [ "${python}" != python3 ]; then
+        again+=" --python $(printf '%q' "${python}")"
+    fi
+    program="$(printf '%q ' "${python_words[@]}")-m espnet_hra.cli"
+    audio=$(command -v -- "${python}" || true)
+    if [ -x "${audio%/*}/espnet-hra" ]; then
+        program=$(from_there "${audio%/*}/espnet-hra")
+    fi
+    read -r _ audio <"${dump}/test/wav.scp"
+    read -r _ task <"${dump}/test/utt2task"
+    echo
+    echo "What to try next:"
+    if [ "${method}" != none ]; then
+        echo "  Write down a recording, of any format (tasks:" \
+            "$(paste -sd ' ' "${task_list}"))"
+        echo "    ${program} transcribe $(from_there "${audio}") \\"
+        echo "        --model $(from_there "${asr_exp}") --task ${task}"
+    fi
+    echo "  Adapt to voices of your own, DIR/{train,dev,test}/{wav.scp,text,utt2spk}"
+    echo "    ${again} --corpus DIR"
+    if [ "${corpus}" != "${name}" ]; then
+        again+=" --corpus $(from_there "${corpus}")"
+    elif [ "${corpus}" != debian_voices ]; then
+        again+=" --corpus ${corpus}"
+    fi
+    if [ -n "${expdir}" ]; then
+        again+=" --expdir $(from_there "${expdir}")"
+    fi
+    echo "  Start from another recogniser: an ESPnet pack, folder or tag"
+    echo "    ${again} --pretrained_model MODEL"
+    if "${own_backbone}"; then
+        if [ "${corpus}" != mini_an4 ]; then
+            again+=" --train_backbone true"
+        fi
+    elif [ "${pretrained_model}" != pretrained/debian_voices.zip ]; then
+        again+=" --pretrained_model $(from_there "${pretrained_model}")"
+    fi
+    if [ "${method}" = none ]; then
+        echo "  Adapt this one"
+        echo "    ${again} --method hra"
+        return
+    fi
+    echo "  Train longer; compare with another adapter"
+    for item in conf/tuning/train_"${method}"_*.yaml; do
+        if [ -f "${item}" ]; then
+            config=${item}
+        fi
+    done
+    if [ -n "${config}" ]; then
+        echo "    ${again} --asr_config ${config}"
+    else
+        echo "    ${again} --asr_args '--max_epoch 50'"
+    fi
+    echo "    ${again} --method $([ "${method}" = residual ] && echo hra || echo residual)"
 }
 
 # ------------------------------------------------------------------------- run them
@@ -635,7 +904,7 @@ works, and is no result. The dev set is the training set.")
 log "Corpus ${name}, method ${label}, in ${work}"
 
 if wanted 1; then
-    key=(1 "${corpus}" "${train_backbone}")
+    key=(1 "${corpus}" "${backbone_part}" "${allow_changed}")
     if [ "${corpus}" != "${name}" ]; then
         mapfile -t lists < <(find -L "${corpus}" -maxdepth 2 \( -name wav.scp -o \
             -name text -o -name utt2spk -o -name utt2task \) | sort)
@@ -660,7 +929,7 @@ if wanted 3; then
     done
     mapfile -t outputs < <(files_of "${dump}/raw" audio_stamp "${all_sets[@]}")
     key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
-    run_stage 3 "Format wav.scp" - "${key}" all stage_3 "${outputs[@]}"
+    run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}"
 fi
 
 # A backbone that is given brings the tokens and the subsampling that data must fit.
@@ -677,7 +946,8 @@ if ! "${train_backbone}" && [ "${stop_stage}" -ge 4 ]; then
     if [ -f "${backbone_file}" ]; then
         mapfile -t -O 1 outputs <"${backbone_file}"
     fi
-    run_stage 8 "Choice of the backbone" - "${key}" all stage_8 "${outputs[@]}"
+    run_stage 8 "Choice of the backbone" "${subset:--}" "${key}" all stage_8 \
+        "${outputs[@]}"
     load_backbone
     validation_config=${base_config}
 else
@@ -690,8 +960,9 @@ if wanted 4; then
     done
     mapfile -t key < <(contents_of "${dump}/raw" "${all_sets[@]}")
     mapfile -t outputs < <(files_of "${dump}" audio_stamp "${all_sets[@]}")
-    key=$(digest 4 "${key[@]}" "@${validation_config}" "${skip_bad}" "${all_sets[*]}")
-    run_stage 4 "Validation" - "${key}" all stage_4 "${dump}/eval/utt2task" \
+    key=$(digest 4 "${key[@]}" "@${validation_config}" "${skip_bad}" "${clean_text}" \
+        "${all_sets[*]}")
+    run_stage 4 "Validation" "${subset:--}" "${key}" all stage_4 "${dump}/eval/utt2task" \
         "${outputs[@]}"
 fi
 
@@ -715,7 +986,8 @@ if "${train_backbone}" && { wanted 6 || wanted 7; }; then
     need "${token_list}" 5
     need "${dump}/${backbone_train}/speech_shape" 4
     mapfile -t key < <(contents_of "${dump}" "${backbone_train}" "${backbone_dev}")
-    key=$(digest "${key[@]}" "@${token_list}" "@${backbone_config}" "${autocast}")
+    key=$(digest "${key[@]}" "@${token_list}" "@${backbone_config}" \
+        "@${backbone_steps}" "${autocast}")
 fi
 if wanted 6; then
     if "${needs_stats}"; then
@@ -727,6 +999,10 @@ if wanted 6; then
 fi
 if wanted 7; then
     if "${train_backbone}"; then
+        updates_per_epoch=$(number_of num_iters_per_epoch "${backbone_config}")
+        if [ -f "${backbone_steps}" ]; then
+            updates_per_epoch=
+        fi
         run_stage 7 "Training of the backbone" - "${key}" progress stage_7 \
             "${backbone_dir}/config.yaml"
     else
@@ -747,14 +1023,15 @@ if wanted 9; then
     key=$(digest 9 "${base_digest}" "@${dump}/eval/wav.scp" \
         "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
         "@${inference_config}" "${inference_args}")
-    run_stage 9 "Decoding with the frozen backbone" "${decode_tag}" "${key}" \
+    run_stage 9 "Decoding with the frozen backbone" \
+        "${decode_tag}${subset:+ ${subset}}" "${key}" \
         progress stage_9 "${outputs[@]}"
 fi
 
 if wanted 10; then
     mapfile -t key < <(contents_of "${dump}" train dev)
     key=$(digest 10 "${key[@]}")
-    run_stage 10 "Statistics" - "${key}" all stage_10 "${work}/tasks.txt"
+    run_stage 10 "Statistics" "${subset:--}" "${key}" all stage_10 "${task_list}"
 fi
 
 if wanted 11; then
@@ -764,6 +1041,7 @@ if wanted 11; then
     key=$(digest 11 "${key[@]}" "${base_digest}" "@${asr_config}" "${asr_args}" \
         "${method}" "${regime}" "${init_adapter:+@${init_adapter}}" "${autocast}" \
         "${seed}")
+    updates_per_epoch=$(number_of num_iters_per_epoch "${asr_config}")
     run_stage 11 "Adaptation" "${asr_tag}" "${key}" progress stage_11 \
         "${asr_exp}/config.yaml" "${asr_exp}/params.json"
 fi
@@ -784,13 +1062,45 @@ if wanted 12; then
         "${outputs[@]}"
 fi
 
+if [ "${method}" = none ]; then
+    log "Stages 10 to 12: nothing is adapted"
+fi
+
 if wanted 13; then
-    need "${asr_decode}/${eval_sets[0]}/text" 12
+    load_backbone
     mapfile -t key < <(contents_of "${dump}" "${eval_sets[@]}" &&
-        files_of "${asr_decode}" text "${eval_sets[@]}" | sed 's/^/@/' &&
         files_of "${frozen_decode}" text "${eval_sets[@]}" | sed 's/^/@/')
-    key=$(digest 13 "${key[@]}" "@${asr_exp}/params.json" "${label}" "${seed}")
-    run_stage 13 "Scoring" "${asr_tag} ${decode_tag}" "${key}" all stage_13 \
-        "${work}/results.tsv" "${work}/RESULTS.md"
-    echo "Results: ${work}/RESULTS.md, ${work}/results.tsv"
+    if [ "${method}" = none ]; then
+        need "${frozen_decode}/${eval_sets[0]}/text" 9
+        tag=none
+    else
+        need "${asr_decode}/${eval_sets[0]}/text" 12
+        mapfile -t -O "${#key[@]}" key < <(files_of "${asr_decode}" text \
+            "${eval_sets[@]}" | sed 's/^/@/')
+        key+=("@${asr_exp}/params.json" "${seed}")
+        tag=${asr_tag}
+    fi
+    key=$(digest 13 "${key[@]}" "${label}" "${base_digest}" "${clean_text}")
+    run_stage 13 "Scoring" "${tag} ${decode_tag}${subset:+ ${subset}}" "${key}" all \
+        stage_13 "${work}"/{results.tsv,utterances.tsv,RESULTS.md,results.png}
+fi
+
+if wanted 14; then
+    need "${asr_exp}/config.yaml" 11
+    key=$(digest 14 "@${asr_exp}/config.yaml" "@$(best_model "${asr_exp}")")
+    run_stage 14 "Packing" "${asr_tag}" "${key}" all stage_14 "${asr_exp}/pack.zip"
+fi
+
+if wanted 15; then
+    need "${asr_exp}/pack.zip" 14
+    key=$(digest 15 "@${asr_exp}/pack.zip" "${hf_repo}")
+    run_stage 15 "Upload to ${hf_repo}" "${asr_tag}" "${key}" all stage_15
+fi
+
+print_times
+if wanted 13; then
+    echo
+    echo "Results: $(from_there "${work}/RESULTS.md")"
+    echo "Picture: $(from_there "${work}/results.png")"
+    what_next
 fi

@@ -14,6 +14,5 @@ fi
 
 exec bash "$(dirname -- "${BASH_SOURCE[0]}")/hra.sh" \
     --corpus debian_voices \
-    --method hra \
     --seed 1 \
     "$@"
