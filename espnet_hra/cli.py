@@ -49,6 +49,30 @@ def _params(argv: List[str]) -> None:
     print(json.dumps(counts, indent=2) if args.json else params.table(counts))
 
 
+def _tasks(argv: List[str]) -> int:
+    from espnet_hra import tasks_cli
+
+    return tasks_cli.main(argv)
+
+
+def _pack(argv: List[str]) -> None:
+    from espnet_hra import pack
+
+    pack.main(argv)
+
+
+def _report(argv: List[str]) -> int:
+    from espnet_hra import report
+
+    return report.main(argv)
+
+
+def _recipe(argv: List[str]) -> int:
+    from espnet_hra import recipe
+
+    return recipe.main(argv)
+
+
 def _read_config(path: str) -> Dict[str, Any]:
     import yaml
 
@@ -67,6 +91,10 @@ _COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
     "decode": (_decode, "decode data with tasks (ESPnet's options)"),
     "transcribe": (_transcribe, "write down what is said in audio files"),
     "params": (_params, "table of trainable and per-task parameters"),
+    "tasks": (_tasks, "list, add, remove, export, import and verify tasks"),
+    "pack": (_pack, "make a pack of a model or of tasks, and upload it"),
+    "report": (_report, "RESULTS.md and pictures, made anew from results.tsv"),
+    "recipe": (_recipe, "copy the recipe, into an ESPnet checkout for instance"),
 }
 
 

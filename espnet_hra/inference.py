@@ -1,4 +1,8 @@
-"""Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC."""
+"""Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC.
+
+A model may have thousands of tasks in files beside it (see :mod:`espnet_hra.store`).
+They are known at once and loaded when they are first chosen.
+"""
 
 import argparse
 import contextlib
@@ -13,8 +17,14 @@ from espnet2.bin import asr_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.torch_utils.device_funcs import is_out_of_memory_error
 
-from espnet_hra.base_model import open_base
+from espnet_hra import selection, taskfile
+from espnet_hra.building import ModelLoader
+from espnet_hra.encoder import AdaptedEncoder
 from espnet_hra.errors import TaskError
+from espnet_hra.loading import Found, find_model, find_tasks
+from espnet_hra.model import decode_names
+from espnet_hra.names import listing
+from espnet_hra.store import FOLDER, TaskStore, check_name
 from espnet_hra.task import HRATask
 
 Wave = Union[torch.Tensor, np.ndarray]
@@ -22,6 +32,8 @@ Wave = Union[torch.Tensor, np.ndarray]
 NBest = List[Tuple[Optional[str], List[str], List[int], Any]]
 
 _building = threading.Lock()
+#: Two threads may choose the same task, which is loaded once.
+_loading = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -37,15 +49,18 @@ class Speech2Text(asr_inference.Speech2Text):
     Args:
         asr_train_config: Saved configuration of the adaptation.
         asr_model_file: Its checkpoint.
-        task: The task to begin with; see :meth:`set_task`.
+        task: The task to begin with, or one per utterance; see :meth:`set_task`.
         ctc_greedy: Take the best CTC symbol of each frame instead of a beam search:
             fast, batched, without a decoder or language model.
         pretrained_model: Where the frozen base is, if not where the configuration says.
+        store: Task files to choose from; by default those in the folder ``tasks``
+            beside the checkpoint.
         **kwargs: As for ESPnet's ``Speech2Text``.
 
     Examples:
-        >>> speech2text = Speech2Text("config.yaml", "valid.cer_ctc.ave.pth", task="a")
+        >>> speech2text = Speech2Text.from_pretrained("exp/asr_hra", task="fr_june")
         >>> text, *_ = speech2text(waveform)[0]
+        >>> speech2text([wave, another], task=["fr_june", "it_carlo"])
 
     Raises:
         BaseModelError: The checkpoint or its base is incomplete or another.
@@ -60,15 +75,27 @@ class Speech2Text(asr_inference.Speech2Text):
         task: Union[None, str, Sequence[str]] = None,
         ctc_greedy: bool = False,
         pretrained_model: Optional[str] = None,
+        store: Optional[TaskStore] = None,
         **kwargs: Any,
     ):
-        built_by = type("HRATask", (HRATask,), {"base_override": pretrained_model})
+        built_by = type(
+            "ModelLoader", (ModelLoader,), {"base_override": pretrained_model}
+        )
         if ctc_greedy:
             # The beam is not used; the smallest keeps ESPnet's constructor content.
             kwargs = {**kwargs, "beam_size": 1}
         with task_class(built_by):
             super().__init__(asr_train_config, asr_model_file, *args, **kwargs)
         self.ctc_greedy = ctc_greedy
+        if store is None and asr_model_file is not None:
+            store = TaskStore(Path(asr_model_file).parent / FOLDER)
+        self.store = store
+        self._sources: Dict[str, str] = {}
+        if self._heads is not None and store is not None:
+            # What lies beside the checkpoint goes before what is in it.
+            names = {*store.names, *store.removed}.intersection(self._heads.names)
+            for name in names:
+                self.asr_model.encoder.remove_task(name)
         if task is not None:
             self.set_task(task)
 
@@ -76,59 +103,160 @@ class Speech2Text(asr_inference.Speech2Text):
     def from_pretrained(
         cls, model_tag: Optional[str] = None, **kwargs: Any
     ) -> "Speech2Text":
-        """Build from an experiment folder, a pack, or a tag of the model zoo.
+        """Build from an experiment folder, a pack, or a tag of the model zoo or hub.
 
         Args:
-            model_tag: Folder, zip or tag; None if the files are in `kwargs`.
+            model_tag: Folder, zip, tag of the model zoo, or repository of the hub; of
+                an adaptation, a base pack, or a task pack (which opens the base that it
+                names). None if the files are in `kwargs`.
             **kwargs: As for the constructor, `task` above all.
+
+        Raises:
+            BaseModelError: There is no such model, or it is incomplete.
+            TaskError: The task is unknown.
         """
+        found: Optional[Found] = None
         if model_tag is not None:
-            found = open_base(str(model_tag))
+            found = find_model(str(model_tag))
             kwargs = {
                 "asr_train_config": found.config_file,
                 "asr_model_file": found.model_file,
+                "store": found.store,
                 **{k: v for k, v in kwargs.items() if v is not None},
             }
-        return cls(**kwargs)
+        task = kwargs.pop("task", None)
+        speech2text = cls(**kwargs)
+        extra = found.extra if found is not None else ()
+        loaded = [speech2text.load_task(path, replace=True) for path in extra]
+        if task is not None:
+            speech2text.set_task(task)
+        elif len(loaded) == 1:
+            speech2text.set_task(loaded[0])  # the one that was asked for
+        return speech2text
 
     # --------------------------------------------------------------------- tasks
 
     @property
+    def _heads(self) -> Any:
+        """The bank of tasks; None if the model has no adapter."""
+        encoder = self.asr_model.encoder
+        return encoder.adapter.heads if isinstance(encoder, AdaptedEncoder) else None
+
+    @property
     def tasks(self) -> Tuple[str, ...]:
-        """Names of the tasks; empty if the model has no adapter."""
-        return getattr(self.asr_model.encoder, "tasks", ())
+        """Names of the tasks, loaded or not; empty if the model has no adapter."""
+        if self._heads is None:
+            return ()
+        loaded = self._heads.names
+        stored = () if self.store is None else self.store.names
+        return (*loaded, *(name for name in stored if name not in self._heads))
 
     def set_task(self, task: Union[None, str, Sequence[str]]) -> None:
-        """Choose the task; see ``encoder.set_task``.
+        """Choose the task of the following utterances, for all threads.
+
+        Args:
+            task: A name, a list with one name per utterance of a batch, or None for the
+                plain backbone. Instead of a name also the path of a task file, or of a
+                task pack (folder, zip, repository of the hub) with one task. What is
+                not loaded yet is loaded and verified.
 
         Raises:
-            TaskError: The task is unknown.
+            TaskError: The task is unknown, or made for another model.
         """
-        if not hasattr(self.asr_model.encoder, "set_task"):
+        if self._heads is None:
             raise TaskError(f"task {task!r}: this model has no adapter and no tasks")
-        self.asr_model.encoder.set_task(task)
+        self.asr_model.encoder.set_task(self._loaded(task))
+
+    def load_task(
+        self, source: Union[str, Path], *, replace: bool = False, name: str = ""
+    ) -> str:
+        """Load a task from a file or task pack, without choosing it.
+
+        Args:
+            source: Path of a task file, or a task pack (folder, zip, repository of the
+                hub) with one task.
+            replace: Whether it may take the place of a task of the same name.
+            name: Refuse a task of another name.
+
+        Returns:
+            Its name.
+
+        Raises:
+            TaskError: There is none, or not one, or it was made for another model.
+        """
+        if self._heads is None:
+            raise TaskError(f"{source}: this model has no adapter and no tasks")
+        files = find_tasks(str(source))
+        if len(files) != 1:
+            raise TaskError(
+                f"{source}: expected one task, found {len(files)} "
+                f"({listing(path.stem for path in files)}); load them one by one"
+            )
+        if name:
+            check_name(files[0], name, taskfile.describe(files[0]).get("task"))
+        return self.asr_model.encoder.load_task(files[0], replace=replace)
+
+    def _loaded(self, task: Any) -> Any:
+        """A choice with everything loaded that it names."""
+        if isinstance(task, (list, tuple)):
+            return [self._loaded_name(name) for name in task]
+        return self._loaded_name(task)
+
+    def _loaded_name(self, task: Any) -> Any:
+        if not isinstance(task, (str, Path)) or task in self._heads:
+            return task
+        with _loading:
+            return self._load_once(str(task))
+
+    def _load_once(self, task: str) -> str:
+        if task in self._heads:
+            return task
+        if self._sources.get(task) in self._heads:
+            return self._sources[task]
+        if self.store is not None and task in self.store:
+            return self.load_task(self.store.path(task), name=task)
+        if "/" not in task and not Path(task).exists():
+            raise TaskError(
+                f"unknown task {task!r}; known tasks: {listing(self.tasks)}"
+            )
+        self._sources[task] = self.load_task(task)
+        return self._sources[task]
 
     # ------------------------------------------------------------------ decoding
 
     @torch.no_grad()
     def __call__(
-        self, speech: Union[Wave, Sequence[Wave]], utt2task: Optional[Wave] = None
+        self,
+        speech: Union[Wave, Sequence[Wave]],
+        utt2task: Optional[Wave] = None,
+        *,
+        task: Union[None, str, Sequence[str]] = None,
     ) -> Any:
         """Decode one utterance, or a list of them as one batch.
 
         Args:
             speech: Samples, shape (samples,), or a list of such.
-            utt2task: The utterance's task as the data loader gives it; otherwise the
-                task that was set.
+            utt2task: The utterance's task as the data loader gives it.
+            task: The task of this call, or one per utterance; otherwise (None) the one
+                that was set.
 
         Returns:
             An n-best list of (text, tokens, token ids, hypothesis), or a list of them.
+
+        Raises:
+            TaskError: A task is unknown, or none was chosen among several.
         """
+        if task is not None:
+            if self._heads is None:
+                raise TaskError(f"task {task!r}: this model has no adapter")
+            with self.asr_model.encoder.use_task(self._loaded(task)):
+                return self(speech, utt2task)
         if isinstance(speech, (list, tuple)):
             return self.batch_decode(speech)
         if utt2task is not None:
             utt2task = torch.as_tensor(utt2task)[None]
         with self._tasks_of(utt2task, None):
+            self._choice()
             if self.ctc_greedy:
                 return self.batch_decode([speech])[0]
             return super().__call__(speech)
@@ -174,12 +302,27 @@ class Speech2Text(asr_inference.Speech2Text):
     def _tasks_of(
         self, names: Optional[torch.Tensor], lengths: Optional[torch.Tensor]
     ) -> contextlib.AbstractContextManager:
-        if names is not None and lengths is None:
+        if names is None or self._heads is None:
+            return contextlib.nullcontext()
+        if lengths is None:
             lengths = torch.full([names.size(0)], names.size(1))
-        return self.asr_model.tasks_of(names, lengths)
+        return self.asr_model.encoder.use_task(
+            self._loaded(decode_names(names, lengths))
+        )
 
     def _choice(self) -> Union[None, str, Tuple[str, ...]]:
-        return getattr(self.asr_model.encoder, "chosen_task", None)
+        """The choice in force; tasks that are not loaded yet count as well.
+
+        Raises:
+            TaskError: None was chosen among several.
+        """
+        if self._heads is None:
+            return None
+        encoder = self.asr_model.encoder
+        choice = selection.current(encoder, encoder._default, _Names(self))
+        if isinstance(choice, str) and choice not in self._heads:
+            self._loaded(choice)  # the only one there is
+        return choice
 
     def _split_if_too_large(
         self,
@@ -227,7 +370,13 @@ class Speech2Text(asr_inference.Speech2Text):
         """ESPnet's beam search over a batch."""
         encoded, frames = self._encode(waves)
         if not self._can_batch_decode():
-            return [self._decode_single_sample(x[:n]) for x, n in zip(encoded, frames)]
+            results = []
+            names = self.asr_model.encoder.tasks_of_batch(len(waves))
+            for x, n, name in zip(encoded, frames, names):
+                # The CTC projection may be the task's own.
+                with self.asr_model.encoder.use_task(name):
+                    results.append(self._decode_single_sample(x[:n]))
+            return results
         found = self.beam_search(
             x=encoded,
             x_lengths=frames,
@@ -254,6 +403,22 @@ class Speech2Text(asr_inference.Speech2Text):
             )
             results.append([(text, tokens, ids.tolist(), hypothesis)])
         return results
+
+
+class _Names:
+    """All tasks as a container; the folder is only read if it must be."""
+
+    def __init__(self, speech2text: Speech2Text):
+        self._owner = speech2text
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._owner._heads
+
+    def __len__(self) -> int:
+        return len(self._owner.tasks)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owner.tasks)
 
 
 def inference(args: argparse.Namespace, extra: Dict[str, Any]) -> None:

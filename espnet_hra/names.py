@@ -7,6 +7,19 @@ from espnet_hra.errors import TaskError
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+#: Packs end the name of their encoder with this. Whoever opens one without this package
+#: reads it in ESPnet's error, "--encoder must be one of (...): --encoder <name>": it is
+#: the only value of a pack that ESPnet's error shows. With this package, the name is
+#: found with and without it. (ESPnet looks up lower-case names only.)
+ENCODER_HINT = (
+    ' (of the package espnet-hra: "pip install espnet-hra", then "import espnet_hra")'
+)
+
+
+def plain_encoder(name: str) -> str:
+    """The name of an encoder without the hint of packs."""
+    return name.removesuffix(ENCODER_HINT)
+
 
 def check_task_name(name: object) -> str:
     """Return the name if it is a valid task name.
