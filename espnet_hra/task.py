@@ -48,7 +48,7 @@ registry.register()
 
 logger = logging.getLogger(__name__)
 
-AUTOCAST = {"none": None, "bfloat16": torch.bfloat16}
+AUTOCAST = ("none", "bfloat16", "auto")
 
 
 class HRATask(ASRTask):
@@ -92,9 +92,10 @@ class HRATask(ASRTask):
             "--autocast",
             type=str,
             default="none",
-            choices=list(AUTOCAST),
+            choices=AUTOCAST,
             help="Automatic mixed precision within the model's forward while training, "
-            "on CPUs as well (unlike --use_amp)",
+            "on CPUs as well (unlike --use_amp); auto: bfloat16 where the processor "
+            "computes in it",
         )
         group.add_argument(
             "--check_data",
@@ -264,7 +265,7 @@ class HRATask(ASRTask):
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> List[torch.optim.Optimizer]:
         """As ASRTask; the last step before training prepares the model for it."""
-        model.autocast_dtype = AUTOCAST[args.autocast]
+        model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
             _load_initial_adapter(args, model)
             _report_parameters(args, model)
@@ -327,6 +328,23 @@ class HRATask(ASRTask):
             )
         model.load_state_dict(state, strict=not prefix)
         return model.to(device), args
+
+
+def autocast_dtype(choice: str, gpu: bool) -> Optional[torch.dtype]:
+    """The type that ``--autocast`` means here; None for full precision.
+
+    Processors without instructions for bfloat16 emulate it, which takes longer than
+    full precision.
+    """
+    if choice == "auto":
+        if gpu:
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            found = torch.cpu.get_capabilities()
+            able = any(found.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
+        choice = "bfloat16" if able else "none"
+        logger.info(f"--autocast auto: {choice}")
+    return torch.bfloat16 if choice == "bfloat16" else None
 
 
 def _adapted(encoder: str) -> str:

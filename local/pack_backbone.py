@@ -17,7 +17,6 @@ from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
 #: Keys of a training's configuration that say where something was, or what happened.
 LOCAL = (
-    "bpemodel",
     "config",
     "output_dir",
     "init_param",

@@ -99,7 +99,6 @@ def test_the_file_is_hardly_larger_than_its_tensors(encoder, tmp_path):
     "info",
     [{"licence": "x"}, {"license": 1}, {"languages": "fr"}, {"data": object()}]
     + [{"scores": [float("nan")]}],
-    ids=str,
 )
 def test_only_what_is_known_can_be_said(encoder, tmp_path, info):
     with pytest.raises(TaskError):

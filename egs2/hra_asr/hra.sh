@@ -51,7 +51,7 @@ option asr_tag "" "name of the adaptation's folder (default: made of the above)"
 option inference_config "" "decoding (default: conf/decode_greedy.yaml)"
 option inference_args "" "more options for decoding"
 option inference_model "" "the checkpoint to decode with (default: the best one)"
-option autocast none "mixed precision in training: none or bfloat16"
+option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
 option skip_bad false "leave out what the validation finds, instead of stopping"
 parse_options "$@"
@@ -80,8 +80,8 @@ case "${regime}" in
     *) usage_error "--regime must be joint or new_task, not '${regime}'" ;;
 esac
 case "${autocast}" in
-    none | bfloat16) ;;
-    *) usage_error "--autocast must be none or bfloat16, not '${autocast}'" ;;
+    none | bfloat16 | auto) ;;
+    *) usage_error "--autocast must be none, bfloat16 or auto, not '${autocast}'" ;;
 esac
 case "${clean_text}" in
     "" | auto | none) ;;
