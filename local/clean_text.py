@@ -33,7 +33,7 @@ from corpus import (
     APOSTROPHES,
     SPOKEN_SIGNS,
     CorpusError,
-    remedy_for,
+    one_line,
     safe_name,
     write_lines,
 )
@@ -297,7 +297,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code.
     """
     args = get_parser().parse_args(arguments)
-    try:
+    with one_line(ValueError, yaml.YAMLError):
         config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
         requirements = requirements_from_config(config)
         if requirements.tokenizer is None:
@@ -324,12 +324,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         ]
         write_lines(args.report, [*lines, *full])
         write_lines(args.note, [note] if note else [])
-    except OSError as error:
-        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
-        return 1
-    except (CorpusError, ValueError, yaml.YAMLError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print("Texts and the backbone's tokens (--clean_text auto):")
     for line in lines or ["nothing had to be changed"]:
         print(f"  {line}")

@@ -4,16 +4,29 @@ Nothing here knows a particular corpus, so that any folder of recordings with
 transcripts can be prepared with it.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Sequence,
+    Tuple,
+    Type,
+)
 
 #: Characters that people and word processors put where an apostrophe belongs.
 APOSTROPHES = "\u2019\u2018\u201b\u02bc\u02bb\u02b9\u2032\u00b4`\uff07"
@@ -317,8 +330,28 @@ def remedy_for(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "make room on the disk, then run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "choose a folder that can be written"
+        return "choose a folder that can be written, and run the same command again"
     return "run the same command again"
+
+
+@contextlib.contextmanager
+def one_line(*expected: Type[Exception]) -> Iterator[None]:
+    """Let a program end with one line and status 1 where something went wrong.
+
+    Args:
+        expected: Errors whose message is enough, besides :class:`CorpusError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        sys.exit(f"error: {error}; {remedy_for(error)}: it goes on from here")
+    except BrokenProcessPool:
+        sys.exit(
+            "error: a conversion process was killed, perhaps for want of memory; run "
+            "the same command with --nj 1: it goes on from here"
+        )
+    except (CorpusError, *expected) as error:
+        sys.exit(f"error: {error}")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

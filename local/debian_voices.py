@@ -22,7 +22,6 @@ unpacked packages and converted recordings are taken as they are.
 """
 
 import argparse
-import errno
 import gzip
 import hashlib
 import os
@@ -33,7 +32,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
@@ -51,6 +49,7 @@ from corpus import (
     has_lost_letters,
     has_numerals,
     implausible_rates,
+    one_line,
     safe_name,
     sentence_key,
     strip_brackets,
@@ -663,27 +662,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """
     args = get_parser().parse_args(arguments)
     store = PackageStore(args.downloads, args.allow_changed)
-    try:
+    with one_line():
         for part in args.part:
             prepare_part(part, store, args.datadir, args.nj)
-    except CorpusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print(
-            "error: a conversion process was killed, perhaps for want of memory; run "
-            "the same command with --nj 1: it goes on from here",
-            file=sys.stderr,
-        )
-        return 1
-    except OSError as error:
-        remedy = "run the same command again"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = f"make room (1.5 GB for both parts), then {remedy}"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "choose folders that can be written (--datadir, --downloads)"
-        print(f"error: {error}; {remedy}: it goes on from here", file=sys.stderr)
-        return 1
     return 0
 
 

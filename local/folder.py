@@ -20,7 +20,7 @@ from corpus import (
     CorpusError,
     Split,
     format_table,
-    remedy_for,
+    one_line,
     safe_name,
     sentence_key,
     write_lines,
@@ -316,17 +316,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code.
     """
     args = get_parser().parse_args(arguments)
-    try:
+    with one_line():
         sets = read_corpus(args.source)
         renamed = name_tasks(sets)
         for name, lines in sets.items():
             write_set(args.datadir / args.name / name, lines)
-    except CorpusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
-        return 1
     for speaker, task in renamed.items():
         print(f"note: the task of speaker {speaker} is called {task}")
     print(count_table(sets))

@@ -11,7 +11,6 @@ import hashlib
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
@@ -19,7 +18,7 @@ import soundfile
 
 from espnet_hra.audio import SAMPLE_RATE, Conversion, convert_all
 
-from corpus import CorpusError, remedy_for, safe_name, write_lines
+from corpus import CorpusError, one_line, safe_name, write_lines
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
 
@@ -158,25 +157,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         The exit code.
     """
     args = get_parser().parse_args(arguments)
-    try:
+    with one_line():
         for name in [*args.sets, *args.all_tasks]:
             tasks = args.tasks if args.tasks and name in args.sets else None
             audio = args.audio or args.dump / "audio"
             line = format_set(args.data / name, args.dump / name, audio, tasks, args.nj)
             print(line, flush=True)
-    except CorpusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print(
-            "error: a conversion process was killed, perhaps for want of memory; run "
-            "the same command with --nj 1: it goes on from here",
-            file=sys.stderr,
-        )
-        return 1
     return 0
 
 

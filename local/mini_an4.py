@@ -24,7 +24,7 @@ from corpus import (
     CorpusError,
     Utterance,
     clean_text,
-    remedy_for,
+    one_line,
     summary,
     write_kaldi_dir,
 )
@@ -183,7 +183,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """
     args = get_parser().parse_args(arguments)
     folder = args.datadir / CORPUS
-    try:
+    with one_line(AudioError, tarfile.TarError):
         an4 = unpack(find_archive(), args.downloads)
         # Seven files: starting worker processes would take longer than the work.
         train = read_set(an4, "an4", folder / "audio", nj=1)
@@ -191,12 +191,6 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         sets = {"train": train, "dev": train, "test": test}
         for name, utterances in sets.items():
             write_kaldi_dir(folder / name, utterances)
-    except (AudioError, CorpusError, tarfile.TarError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}; {remedy_for(error)}", file=sys.stderr)
-        return 1
     print(summary(sets))
     return 0
 
