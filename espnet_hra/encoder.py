@@ -27,6 +27,9 @@ from espnet_hra.names import check_task_name, listing
 
 PREFIX = "hra_"
 
+#: All that torch calls dropout, of single values or whole channels.
+_Dropout = torch.nn.modules.dropout._DropoutNd
+
 #: Keys of `encoder_conf` that are not the wrapped encoder's.
 OWN_KEYS = ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
 
@@ -120,7 +123,7 @@ class AdaptedEncoder(torch.nn.Module):
         self.surroundings: Dict[str, Any] = {}
         self._default: Any = selection.UNSET
         self._passes = Passes()
-        freeze_statistics(self, self.training, except_under="adapter")
+        self.train(self.training)
 
     # ------------------------------------------------------------------- forward
 
@@ -231,9 +234,17 @@ class AdaptedEncoder(torch.nn.Module):
         )
 
     def train(self, mode: bool = True) -> "AdaptedEncoder":
-        """As ``Module.train``, but the frozen BatchNorm statistics do not move."""
+        """As ``Module.train``, but for what the frozen backbone keeps of evaluation.
+
+        These are its BatchNorm statistics, which do not move, and with
+        ``adapter_conf: {backbone_dropout: false}`` its dropout.
+        """
         super().train(mode)
         freeze_statistics(self, mode, except_under="adapter")
+        if mode and not self.adapter.backbone_dropout:
+            for name, child in self.named_modules():
+                if isinstance(child, _Dropout) and name.partition(".")[0] != "adapter":
+                    child.eval()
         return self
 
     # --------------------------------------------------------------------- tasks
@@ -492,8 +503,8 @@ _NOT_LOADED = (
 class _AdaptedLayer:
     """A layer of the encoder, followed by a step of the adapter.
 
-    Layers return ``x``, ``(x, mask, ...)`` or ``((x, pos_emb), mask, ...)``; only x
-    changes. Whatever else is asked of a layer is answered by the layer.
+    Layers take ``x`` or ``(x, pos_emb)`` first, and return ``x``, ``(x, mask, ...)`` or
+    ``((x, pos_emb), mask, ...)``; only x changes. Whatever else is asked of a layer is answered by the layer.
     """
 
     def __init__(
@@ -503,12 +514,15 @@ class _AdaptedLayer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self._layer(*args, **kwargs)
-        return output if self._after_layer is None else self._adapt(output)
+        if self._after_layer is None:
+            return output
+        given = args[0] if args else next(iter(kwargs.values()))
+        return self._adapt(output, given[0] if isinstance(given, tuple) else given)
 
-    def _adapt(self, output: Any) -> Any:
+    def _adapt(self, output: Any, given: torch.Tensor) -> Any:
         if isinstance(output, torch.Tensor):
-            return self._after_layer(self._index, output)
-        return (self._adapt(output[0]), *output[1:])
+            return self._after_layer(self._index, output, given)
+        return (self._adapt(output[0], given), *output[1:])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)

@@ -88,8 +88,9 @@ def adapt(
 def adapted_encoder(
     kind: str, tasks: Any = (), seed: int = 1, dropout: float = 0.0, **adapter_conf: Any
 ) -> AdaptedEncoder:
-    """A small adapted encoder."""
+    """A small adapted encoder; if it is given dropout, then also while training."""
     stock = stock_encoder(kind, seed, dropout=dropout)
+    adapter_conf.setdefault("backbone_dropout", dropout > 0)
     return adapt(stock, conf_of(kind, dropout), tasks, **adapter_conf)
 
 

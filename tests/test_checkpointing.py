@@ -105,7 +105,14 @@ def test_an_encoder_that_checkpoints_its_layers_itself(controller, head, within)
     stock = CheckpointingEncoder(20, **conf).eval()
     both = [
         as_if_trained(
-            adapt(base, conf, ["a", "b"], controller=controller, head=head)
+            adapt(
+                base,
+                conf,
+                ["a", "b"],
+                controller=controller,
+                head=head,
+                backbone_dropout=True,
+            )
         ).train()
         for base in (stock, stock_encoder("conformer", dropout=0.1))
     ]

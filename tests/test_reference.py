@@ -32,9 +32,9 @@ def layer_norm(x, p):
     return (x - mean) / np.sqrt(variance + 1e-5) * p["norm.weight"] + p["norm.bias"]
 
 
-def next_state(kind, p, x, h):
+def next_state(kind, p, x, h, layer):
     """h_l from x_l and h_{l-1}; the light GRU has an update gate only."""
-    z = p["W"] @ x + p["b"]
+    z = p["W"] @ x + (p["b"][layer] if p["b"].ndim == 2 else p["b"])
     if kind == "none":
         return relu(z)
     if kind == "indrnn":
@@ -52,52 +52,66 @@ def head_output(kind, p, h):
     return p["V2"] @ relu(p["V1"] @ h + p["v1"]) + p["v2"]
 
 
-def reference(stock, xs, lens, controller, p, head, heads, norm, c):
+def values(xs):
+    """What a layer takes or returns, without the positional embedding."""
+    return (xs[0] if isinstance(xs, tuple) else xs).double().numpy()
+
+
+def reference(stock, xs, lens, controller, p, head, heads, c, conf):
     """The stock encoder layer by layer, frame by frame between the layers."""
     masks = ~make_pad_mask(lens)[:, None, :]
     xs, masks = stock.embed(xs, masks)
     state = None
-    for layer in stock.encoders:
+    norm = conf.get("input_norm") != "none"
+    for index, layer in enumerate(stock.encoders):
+        read = values(xs)
         xs, masks = layer(xs, masks)
-        x = (xs[0] if isinstance(xs, tuple) else xs).double().numpy()
+        x = values(xs)
+        if conf.get("reads") != "input":
+            read = x
         size, frames, _ = x.shape
         if state is None:
             state = np.zeros((size, frames, c))
         y = np.empty_like(x)
         for b in range(size):
             for t in range(frames):
-                seen = layer_norm(x[b, t], p) if norm else x[b, t]
-                state[b, t] = next_state(controller, p, seen, state[b, t])
-                y[b, t] = x[b, t] + head_output(head, heads[b], state[b, t])
+                seen = layer_norm(read[b, t], p) if norm else read[b, t]
+                state[b, t] = next_state(controller, p, seen, state[b, t], index)
+                change = head_output(head, heads[b], state[b, t])
+                y[b, t] = x[b, t] + change * p.get("scale", [1.0] * 99)[index]
         y = torch.from_numpy(y).float()
         xs = (y, *xs[1:]) if isinstance(xs, tuple) else y
     return stock.after_norm(xs[0] if isinstance(xs, tuple) else xs)
 
 
+OPTIONS = {
+    "no_norm": {"input_norm": "none"},
+    "layer_bias": {"layer_bias": True},
+    "scaled_layers": {"output_scale": "layer"},
+    "scaled_channels": {"output_scale": "channel"},
+    "reads_input": {"reads": "input"},
+}
+
+
 @pytest.mark.parametrize(
-    "kind, norm",
-    [*((kind, True) for kind in KINDS), ("conformer", False)],
-    ids=[*KINDS, "conformer-no_norm"],
+    "kind, conf",
+    [*((kind, {}) for kind in KINDS), *(("conformer", c) for c in OPTIONS.values())],
+    ids=[*KINDS, *OPTIONS],
 )
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("controller", CONTROLLERS)
-def test_the_encoder_computes_the_method(kind, controller, head, norm, tmp_path):
+def test_the_encoder_computes_the_method(kind, controller, head, conf, tmp_path):
     encoder = as_if_trained(
-        adapted_encoder(
-            kind,
-            ["a", "b"],
-            controller=controller,
-            head=head,
-            input_norm="layer_norm" if norm else "none",
-        )
+        adapted_encoder(kind, ["a", "b"], controller=controller, head=head, **conf)
     )
-    prefix = "adapter.controller."
     p = {
-        key[len(prefix) :]: value.double().numpy()
+        key.removeprefix("adapter.").removeprefix("controller."): value.double().numpy()
         for key, value in encoder.state_dict().items()
-        if key.startswith(prefix)
+        if key.startswith("adapter.") and ".heads." not in key
     }
-    assert ("norm.weight" in p) == norm
+    formula = encoder.adapter.formula()
+    assert formula["shared"] == sum(value.size for value in p.values())
+    assert ("norm.weight" in p) == (conf.get("input_norm") != "none")
     assert ("U" in p) == (controller in ("rnn", "ligru"))
     tensors = {}
     for name in ("a", "b"):
@@ -116,7 +130,7 @@ def test_the_encoder_computes_the_method(kind, controller, head, norm, tmp_path)
     with torch.no_grad():
         stock = stock_encoder(kind)
         expected = reference(
-            stock, xs, lens, controller, p, head, heads, norm, C
+            stock, xs, lens, controller, p, head, heads, C, conf
         ).numpy()
         with encoder.use_task(names):
             found = encoder(xs, lens)[0].numpy()

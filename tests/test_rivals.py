@@ -69,7 +69,7 @@ def on(stock, kind, adapter, tasks=("a", "b", "c"), drop=0.0, changes=(), **conf
     encoder = wrap_encoder(type(stock))(
         DIM,
         adapter=adapter,
-        adapter_conf={**CONFS[adapter], **conf},
+        adapter_conf={**CONFS[adapter], "backbone_dropout": drop > 0, **conf},
         tasks=tasks,
         **conf_of(kind, drop, **dict(changes)),
     )

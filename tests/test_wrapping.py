@@ -214,7 +214,7 @@ def test_the_adapted_encoder_does_what_the_original_does(name):
             wrap_encoder(CLASSES[kind])(dim, **conf)
         return
     randomise_statistics(stock)
-    encoder = adapt(stock, conf, ["a", "b"], dim)
+    encoder = adapt(stock, conf, ["a", "b"], dim, backbone_dropout=True)
     if conf.get("interctc_use_conditioning"):
         layer = torch.nn.Linear(VOCABULARY, WIDTH).requires_grad_(False)
         stock.conditioning_layer, encoder.conditioning_layer = layer, layer
@@ -287,13 +287,30 @@ def test_statistics_stay_frozen_in_an_encoder_on_which_train_was_never_called():
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.parametrize("dropout", [True, False])
 @pytest.mark.parametrize("mode", [True, False])
-def test_train_and_eval_reach_everything_but_the_statistics(mode):
-    encoder = torch.nn.ModuleDict({"encoder": adapted_encoder("conformer", ["a"])})
+def test_train_and_eval_reach_all_but_statistics_and_dropout(mode, dropout):
+    encoder = torch.nn.ModuleDict(
+        {"encoder": adapted_encoder("conformer", ["a"], backbone_dropout=dropout)}
+    )
+    kept = (torch.nn.modules.batchnorm._BatchNorm,)
+    if not dropout:
+        kept += (torch.nn.Dropout,)
+    assert any(isinstance(module, kept[-1]) for module in encoder.modules())
     assert encoder.train(mode)["encoder"].training == mode
     for module in encoder.modules():
-        norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-        assert module.training == (mode and not norm)
+        assert module.training == (mode and not isinstance(module, kept))
+
+
+def test_without_dropout_of_the_backbone_training_sees_what_decoding_sees():
+    encoder = as_if_trained(
+        adapted_encoder("conformer", ["a"], dropout=0.5, backbone_dropout=False)
+    )
+    xs, lens = batch()
+    expected = encoder.eval()(xs, lens)[0]
+    assert torch.equal(encoder.train()(xs, lens)[0], expected)
+    dropping = as_if_trained(adapted_encoder("conformer", ["a"], dropout=0.5))
+    assert not torch.equal(dropping.train()(xs, lens)[0], expected)
 
 
 def test_an_encoder_without_a_list_of_layers_is_refused_with_the_reason():

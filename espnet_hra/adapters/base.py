@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from espnet_hra.bank import Section, TaskBank, Tensors
 from espnet_hra.errors import ConfigError
 
-#: Called after each layer: (index of the layer, its output [b, ..., d]) -> what the
-#: next layer receives, of the same shape.
-AfterLayer = Callable[[int, torch.Tensor], torch.Tensor]
+#: Called after each layer: (index of the layer, its output [b, ..., d], its input
+#: [b, ..., d]) -> what the next layer receives, of the same shape.
+AfterLayer = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 #: What stands in for a parameter or module of the encoder: a function of the original.
 Change = Callable[[Any], Any]
@@ -41,7 +41,9 @@ class OnePass:
     def __init__(self) -> None:
         self.grad = torch.is_grad_enabled()
 
-    def __call__(self, index: int, x: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, index: int, x: torch.Tensor, given: torch.Tensor
+    ) -> torch.Tensor:
         if self.grad and not torch.is_grad_enabled():
             raise RuntimeError(REENTRANT.format("the adapter"))
         return x
@@ -65,6 +67,8 @@ class Adapter(torch.nn.Module):
         default_ctc: The key ``ctc`` of a model that does not say.
         ctc: Where in a task's vector its CTC projection is; None if it has none.
         projects: Whether a model's CTC asks for these projections.
+        backbone_dropout: Whether the frozen backbone drops out while tasks are
+            trained.
         own_config: Name, sizes and choices that a task's file must agree with.
     """
 
@@ -77,6 +81,7 @@ class Adapter(torch.nn.Module):
         super().__init__()
         self.ctc: Optional[Section] = None
         self.projects = False
+        self.backbone_dropout = False
         self.vocab_size = 0
         self.new_tokens: List[str] = []
 
@@ -86,6 +91,7 @@ class Adapter(torch.nn.Module):
         ctc: str = "frozen",
         vocab_size: Optional[int] = None,
         new_tokens: Optional[Sequence[str]] = None,
+        backbone_dropout: bool = False,
     ) -> None:
         """Set what every adapter can be asked for. Once, before there are tasks.
 
@@ -96,12 +102,17 @@ class Adapter(torch.nn.Module):
                 adds its own to it.
             vocab_size: Number of tokens, for ``ctc: task``.
             new_tokens: Tokens that the backbone does not have, for ``ctc: task``.
+            backbone_dropout: Whether the backbone drops out in training, at the rates
+                that its configuration names. What is frozen cannot overfit; without
+                dropout, training is faster as well.
 
         Raises:
             ConfigError: A value is not possible.
         """
         check_choice("ctc", ctc, ("frozen", "task"))
+        check_choice("backbone_dropout", backbone_dropout, (False, True))
         self.regime = regime
+        self.backbone_dropout = backbone_dropout
         if ctc == "frozen":
             return
         if vocab_size is None:
@@ -280,7 +291,7 @@ def check_choice(key: str, value: Any, possible: Sequence[str]) -> None:
     if value not in possible:
         raise ConfigError(
             f"adapter_conf: {key}: {value!r} is not available; "
-            f"built are: {', '.join(possible)}"
+            f"built are: {', '.join(map(str, possible))}"
         )
 
 

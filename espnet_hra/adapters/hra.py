@@ -23,6 +23,11 @@ What the paper leaves open, and what is chosen here:
 
 * a LayerNorm before W (``input_norm: layer_norm``; ``none`` switches it off);
 * u starts uniform in [0, ``recurrent_init``], by default 1;
+* layers share all of W, u and b (``layer_bias: true`` gives each a b of its own);
+* what the head returns is added as it is (``output_scale: layer`` or ``channel``
+  multiplies it by numbers that each layer learns, and all tasks share);
+* the controller reads and the head writes what a layer returns, as above (``reads:
+  input``: it reads what the layer was given, which the layer then runs beside);
 * the head's last matrix and bias start at zero, so that step 0 is the backbone;
 * controller and heads are trained together (``regime: joint``), or the controller is
   frozen and only heads learn (``regime: new_task``).
@@ -65,15 +70,24 @@ class Controller(torch.nn.Module):
         c: Size of the controller.
         input_norm: Whether a LayerNorm stands before W.
         recurrent_init: Upper bound of the initial recurrent weights u.
+        layers: Number of layers that have a b of their own; 0: all have the same.
     """
 
     def __init__(
-        self, d: int, c: int, input_norm: bool = True, recurrent_init: float = 1.0
+        self,
+        d: int,
+        c: int,
+        input_norm: bool = True,
+        recurrent_init: float = 1.0,
+        layers: int = 0,
     ):
         super().__init__()
         self.d, self.c, self.recurrent_init = d, c, recurrent_init
         self.norm = torch.nn.LayerNorm(d) if input_norm else None
         self.build()
+        self.own_bias = layers > 0
+        if self.own_bias:
+            self.b = _dense(layers, *self.b.shape)
         self.reset_parameters()
 
     def build(self) -> None:
@@ -97,19 +111,25 @@ class Controller(torch.nn.Module):
         """Number of parameters without the norm, from the arithmetic."""
         raise NotImplementedError
 
-    def forward(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], index: int
+    ) -> torch.Tensor:
         """One layer further.
 
         Args:
-            x: Output of the layer, (..., d).
+            x: What is read of the layer, (..., d).
             h: State after the layer before, (..., c); None stands for zeros.
+            index: Which layer, from 0.
 
         Returns:
             State after this layer, (..., c).
         """
-        return self.step(x if self.norm is None else self.norm(x), h)
+        b = self.b[index] if self.own_bias else self.b
+        return self.step(x if self.norm is None else self.norm(x), h, b)
 
-    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+    def step(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], b: torch.Tensor
+    ) -> torch.Tensor:
         """The recurrence, on the normalised input. Shapes as in :meth:`forward`."""
         raise NotImplementedError
 
@@ -125,8 +145,10 @@ class IndRNN(Controller):
     def count(d: int, c: int) -> int:
         return d * c + 2 * c
 
-    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
-        z = F.linear(x, self.W, self.b)
+    def step(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], b: torch.Tensor
+    ) -> torch.Tensor:
+        z = F.linear(x, self.W, b)
         if h is not None:
             z.addcmul_(self.u.to(z.dtype), h)  # in place: z is needed nowhere else
         return z.relu_()
@@ -142,8 +164,10 @@ class Memoryless(Controller):
     def count(d: int, c: int) -> int:
         return d * c + c
 
-    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
-        return F.linear(x, self.W, self.b).relu_()
+    def step(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], b: torch.Tensor
+    ) -> torch.Tensor:
+        return F.linear(x, self.W, b).relu_()
 
 
 class RNN(Controller):
@@ -157,8 +181,10 @@ class RNN(Controller):
     def count(d: int, c: int) -> int:
         return d * c + c * c + c
 
-    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
-        z = F.linear(x, self.W, self.b)
+    def step(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], b: torch.Tensor
+    ) -> torch.Tensor:
+        z = F.linear(x, self.W, b)
         if h is not None:
             z.add_(F.linear(h, self.U))
         return z.relu_()
@@ -184,8 +210,10 @@ class LiGRU(Controller):
     def count(d: int, c: int) -> int:
         return 2 * (d * c + c * c + c)
 
-    def step(self, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
-        both = F.linear(x, self.W, self.b)
+    def step(
+        self, x: torch.Tensor, h: Optional[torch.Tensor], b: torch.Tensor
+    ) -> torch.Tensor:
+        both = F.linear(x, self.W, b)
         if h is not None:
             both.add_(F.linear(h, self.U))
         gate, candidate = both.chunk(2, dim=-1)
@@ -263,6 +291,11 @@ class HierarchicalRecurrentAdapter(Adapter):
         head_size: Inner size f of an ``ffn`` head.
         input_norm: ``layer_norm`` or ``none``, before W.
         recurrent_init: Upper bound of the initial u of an ``indrnn``.
+        layer_bias: Whether each layer has a b of its own in the shared controller.
+        output_scale: ``none``, or by what the head's output is multiplied:
+            ``layer``, one learned number for each layer, or ``channel``, d of them.
+            Tasks share them; they start at one.
+        reads: ``output`` or ``input`` of the layer.
 
     Raises:
         ConfigError: A value is not possible.
@@ -277,11 +310,17 @@ class HierarchicalRecurrentAdapter(Adapter):
         head_size: int = 64,
         input_norm: str = "layer_norm",
         recurrent_init: float = 1.0,
+        layer_bias: bool = False,
+        output_scale: str = "none",
+        reads: str = "output",
     ):
         super().__init__()
         check_choice("controller", controller, CONTROLLERS)
         check_choice("head", head, HEADS)
         check_choice("input_norm", input_norm, ("layer_norm", "none"))
+        check_choice("layer_bias", layer_bias, (False, True))
+        check_choice("output_scale", output_scale, ("none", "layer", "channel"))
+        check_choice("reads", reads, ("output", "input"))
         check_size("controller_size", controller_size)
         check_size("head_size", head_size)
         if type(recurrent_init) not in (int, float) or recurrent_init < 0:
@@ -300,15 +339,35 @@ class HierarchicalRecurrentAdapter(Adapter):
         }
         if head == "ffn":
             self.own_config["head_size"] = head_size
+        if layer_bias or output_scale != "none":
+            self.own_config["layers"] = self.num_layers
+        for key, value, usual in (
+            ("layer_bias", layer_bias, False),
+            ("output_scale", output_scale, "none"),
+            ("reads", reads, "output"),
+        ):
+            if value != usual:  # so that files from before there was the key still fit
+                self.own_config[key] = value
         self._size = (width, controller_size, head_size)
+        self.reads = reads
         self.controller = CONTROLLERS[controller](
-            width, controller_size, input_norm == "layer_norm", recurrent_init
+            width,
+            controller_size,
+            input_norm == "layer_norm",
+            recurrent_init,
+            self.num_layers if layer_bias else 0,
         )
+        self.scale: Optional[torch.nn.Parameter] = None
+        if output_scale != "none":
+            numbers = width if output_scale == "channel" else 1
+            self.scale = torch.nn.Parameter(torch.ones(self.num_layers, numbers))
         self.head = HEADS[head]
         self.heads = TaskBank(self.head.layout(*self._size), self.head.init)
 
     def reset_parameters(self) -> None:
         self.controller.reset_parameters()
+        if self.scale is not None:
+            torch.nn.init.ones_(self.scale)
         super().reset_parameters()
 
     def begin(self, names: Sequence[str]) -> AfterLayer:
@@ -322,11 +381,18 @@ class HierarchicalRecurrentAdapter(Adapter):
         return _DepthRecurrence(self, head)
 
     def step(
-        self, x: torch.Tensor, h: Optional[torch.Tensor], head: Tensors
+        self,
+        index: int,
+        read: torch.Tensor,
+        x: torch.Tensor,
+        h: Optional[torch.Tensor],
+        head: Tensors,
     ) -> Sequence[torch.Tensor]:
         """One layer: the method in two lines.
 
         Args:
+            index: Which layer, from 0.
+            read: What the controller reads, (b, ..., d).
             x: Output of the frozen layer, (b, ..., d).
             h: State of the controller after the layer before, (b, ..., c), or None.
             head: Tensors of the task, or of one task per utterance.
@@ -334,16 +400,25 @@ class HierarchicalRecurrentAdapter(Adapter):
         Returns:
             What the next layer receives, (b, ..., d), and the new state, (b, ..., c).
         """
-        h = self.controller(x, h)
-        return self.head.apply(h, head).to(x.dtype).add_(x), h  # in place: y = x + ...
+        h = self.controller(read, h, index)
+        change = self.head.apply(h, head)
+        if self.scale is not None:
+            change = change * self.scale[index]
+        return change.to(x.dtype).add_(x), h  # in place: y = x + ...
 
     def count(self) -> Tuple[int, int]:
         d, c, _ = self._size
-        norm = 0 if self.controller.norm is None else 2 * d
-        return self.controller.count(d, c) + norm, self.head.count(*self._size)
+        shared = self.controller.count(d, c)
+        if self.controller.norm is not None:
+            shared += 2 * d
+        if self.controller.own_bias:
+            shared += (self.num_layers - 1) * self.controller.b.size(1)
+        if self.scale is not None:
+            shared += self.scale.numel()
+        return shared, self.head.count(*self._size)
 
     def own_macs(self) -> int:
-        shapes = [p.shape for p in self.controller.parameters()]
+        shapes = [p.shape for n, p in self.controller.named_parameters() if n != "b"]
         shapes += self.head.layout(*self._size).values()
         # one for each weight of a matrix, biases and norms left out as usual
         return self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
@@ -367,9 +442,13 @@ class _DepthRecurrence:
         # meet the same h as the first time. Kept by layer, within a checkpoint only.
         self.came_from: Dict[int, Optional[torch.Tensor]] = {}
 
-    def __call__(self, index: int, x: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, index: int, x: torch.Tensor, given: torch.Tensor
+    ) -> torch.Tensor:
+        read = given if self.adapter.reads == "input" else x
         if in_backward() and not self.recomputing:
-            return self.adapter.step(x, self.came_from[index], self.head)[0]
+            h = self.came_from[index]
+            return self.adapter.step(index, read, x, h, self.head)[0]
         if self.grad and not torch.is_grad_enabled():
             raise RuntimeError(REENTRANT.format("the recurrence over depth"))
         h = self.h if index > self.latest else None
@@ -378,5 +457,5 @@ class _DepthRecurrence:
         if in_checkpoint():
             self.came_from[index] = h
         self.latest = index
-        y, self.h = self.adapter.step(x, h, self.head)
+        y, self.h = self.adapter.step(index, read, x, h, self.head)
         return y

@@ -86,8 +86,10 @@ class _Bottlenecks(OnePass):
         # is L tensors of the full size.
         self.tensors = {name: t.unbind(axis) for name, t in tensors.items()}
 
-    def __call__(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        x = super().__call__(index, x)
+    def __call__(
+        self, index: int, x: torch.Tensor, given: torch.Tensor
+    ) -> torch.Tensor:
+        x = super().__call__(index, x, given)
         p = {name: layers[index] for name, layers in self.tensors.items()}
         inner = affine(self._norm(x, p), p["D"], p["d"]).relu()
         return affine(inner, p["U"], p["u"]).to(x.dtype).add_(x)  # in place: y = x + ..
