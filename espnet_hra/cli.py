@@ -67,6 +67,12 @@ def _report(argv: List[str]) -> int:
     return report.main(argv)
 
 
+def _bench(argv: List[str]) -> int:
+    from espnet_hra import bench
+
+    return bench.main(argv)
+
+
 def _recipe(argv: List[str]) -> int:
     from espnet_hra import recipe
 
@@ -94,6 +100,7 @@ _COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
     "tasks": (_tasks, "list, add, remove, export, import and verify tasks"),
     "pack": (_pack, "make a pack of a model or of tasks, and upload it"),
     "report": (_report, "RESULTS.md and pictures, made anew from results.tsv"),
+    "bench": (_bench, "compare adapters: quality"),
     "recipe": (_recipe, "copy the recipe, into an ESPnet checkout for instance"),
 }
 

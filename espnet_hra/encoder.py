@@ -504,7 +504,8 @@ class _AdaptedLayer:
     """A layer of the encoder, followed by a step of the adapter.
 
     Layers take ``x`` or ``(x, pos_emb)`` first, and return ``x``, ``(x, mask, ...)`` or
-    ``((x, pos_emb), mask, ...)``; only x changes. Whatever else is asked of a layer is answered by the layer.
+    ``((x, pos_emb), mask, ...)``; only x changes. Whatever else is asked of a layer is
+    answered by the layer.
     """
 
     def __init__(

@@ -432,9 +432,18 @@ def inference(args: argparse.Namespace, extra: Dict[str, Any]) -> None:
     class Configured(Speech2Text):
         @classmethod
         def from_pretrained(cls, model_tag: Optional[str] = None, **kwargs: Any):
-            return super().from_pretrained(model_tag, **{**kwargs, **extra})
+            built = super().from_pretrained(model_tag, **{**kwargs, **extra})
+            if without_task:
+                built.set_task(None)
+            return built
 
     options = {k: v for k, v in vars(args).items() if k != "config"}
+    extra = dict(extra)
+    without_task = extra.pop("without_task", False)
+    if without_task and extra.get("task") is not None:
+        raise TaskError(
+            f"--task {extra['task']} and --without_task true exclude each other"
+        )
     with mock.patch.object(asr_inference, "Speech2Text", Configured):
         with mock.patch.object(asr_inference, "ASRTask", HRATask):
             asr_inference.inference(**options)

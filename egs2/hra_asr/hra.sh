@@ -287,7 +287,9 @@ data=data/${name}
 # A label for tables, and a folder for what belongs to it.
 label=none
 if [ "${method}" != none ]; then
-    label=${asr_config##*/}
+    # Of a link, the file that it leads to: conf/train_lora.yaml is one of several.
+    label=$(readlink -f -- "${asr_config}")
+    label=${label##*/}
     label=${label%.*}
     label=${label#train_}
     case "${label}" in
@@ -838,7 +840,7 @@ from_there() {
 
 # what_next: commands that go on from here.
 what_next() {
-    local again program audio task item config=
+    local again program audio task config
     again=$(from_there "${PWD}/run.sh")
     if [ "${again}" = run.sh ]; then
         again=./run.sh
@@ -886,12 +888,8 @@ what_next() {
         return
     fi
     echo "  Train longer; compare with another adapter"
-    for item in conf/tuning/train_"${method}"_*.yaml; do
-        if [ -f "${item}" ]; then
-            config=${item}
-        fi
-    done
-    if [ -n "${config}" ]; then
+    config=conf/tuning/train_${method}_long.yaml
+    if [ -f "${config}" ]; then
         echo "    ${again} --asr_config ${config}"
     else
         echo "    ${again} --asr_args '--max_epoch 50'"

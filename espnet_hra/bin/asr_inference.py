@@ -12,7 +12,7 @@ from espnet2.utils.types import str2bool, str_or_none
 from espnet_hra.errors import one_line
 from espnet_hra.inference import inference
 
-_OWN = ("task", "ctc_greedy", "pretrained_model")
+_OWN = ("task", "without_task", "ctc_greedy", "pretrained_model")
 
 
 def get_parser() -> config_argparse.ArgumentParser:
@@ -25,6 +25,12 @@ def get_parser() -> config_argparse.ArgumentParser:
         default=None,
         help="The task of all utterances; for one per utterance, give the data stream "
         "--data_path_and_name_and_type PATH/utt2task,utt2task,text instead",
+    )
+    group.add_argument(
+        "--without_task",
+        type=str2bool,
+        default=False,
+        help="Decode with the plain backbone, without any task",
     )
     group.add_argument(
         "--ctc_greedy",

@@ -1,0 +1,35 @@
+"""Benchmarks: programs that measure, resume where they stopped, and write tables."""
+
+import argparse
+import importlib
+from typing import Optional, Sequence
+
+#: Each is a module of this package with a `main(argv)`.
+BENCHMARKS = {
+    "quality": "error rates of all adapters on one frozen backbone",
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one of :data:`BENCHMARKS`.
+
+    Args:
+        argv: Its name and its options.
+
+    Returns:
+        The exit status.
+    """
+    listed = "\n".join(f"  {name:<10}{text}" for name, text in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra bench",
+        usage="espnet-hra bench BENCHMARK [OPTION ...]",
+        epilog=f"benchmarks:\n{listed}\n\n"
+        "espnet-hra bench BENCHMARK --help lists its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "benchmark", choices=BENCHMARKS, metavar="BENCHMARK", help="below"
+    )
+    words = list(argv or ())
+    name = parser.parse_args(words[:1]).benchmark
+    return importlib.import_module(f"espnet_hra.bench.{name}").main(words[1:])

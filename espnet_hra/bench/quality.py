@@ -1,0 +1,659 @@
+"""The comparison of adapters: every method on the same backbone, tasks and updates.
+
+What is run stands in a plan (``conf/quality.yaml`` of the recipe). Each run is a run of
+the recipe, so that any row can be made alone, with the command in the header of its
+file in ``conf/tuning``. In this order:
+
+1. *rates*: each method at a few learning rates, on some tasks, judged on dev;
+2. *choices*: changes of one method, judged in the same way;
+3. *runs*: all tasks, several seeds, decoded and scored on dev and test;
+4. *alone*: one training for each task, whose adapters share nothing;
+5. *forgetting*: what the adapted models make of the speech that the backbone knows.
+
+The rates that are found stand in the files of ``conf/tuning``: this program says where
+a file has another, and changes none. A run on some of the tasks has the updates of a
+full one, with batches that are smaller in proportion: a task hears as much.
+
+What is done is not done again: runs leave their rows in ``dev.tsv`` and ``results.tsv``.
+
+::
+
+    espnet-hra bench quality
+    espnet-hra bench quality --only lora_r6 --parts rates runs
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import yaml
+
+from espnet_hra import report, scoring
+from espnet_hra.errors import ConfigError, UserError
+from espnet_hra.scoring import FROZEN, TSV, UTTERANCES, Row, Utterance
+
+PARTS = ("rates", "choices", "runs", "alone", "forgetting")
+
+#: The table of what was judged on dev.
+DEV = "dev.tsv"
+
+#: The split of the speech that the backbone knows, and its data set.
+KNOWN, KNOWN_SET = "backbone", "backbone_test"
+
+_PLAN_KEYS = {"corpus", "few_tasks", "rates", "choices", "runs", "alone", "forgetting"}
+
+
+class BenchError(UserError, RuntimeError):
+    """A comparison that cannot be made as asked for."""
+
+
+@dataclass(frozen=True)
+class DevRow:
+    """A line of ``dev.tsv``: one training judged on the dev set.
+
+    Attributes:
+        part: ``rates`` or ``choices``.
+        method: Name of the configuration.
+        setting: The learning rate, or the name of the change.
+        seed: Of the training.
+        tasks: How many tasks there were.
+        updates: How many updates.
+        cer: The best CER that training found on dev, in percent.
+    """
+
+    part: str
+    method: str
+    setting: str
+    seed: int
+    tasks: int
+    updates: int
+    cer: float
+
+    @property
+    def key(self) -> tuple:
+        """What a line stands for."""
+        return self.part, self.method, self.setting, self.seed
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        part: One of :data:`PARTS`.
+        name: Of the method.
+        text: What it is, for people.
+        is_done: Whether its rows are there.
+        run: Does it, and appends its rows.
+    """
+
+    part: str
+    name: str
+    text: str
+    is_done: Callable[[], bool]
+    run: Callable[[], None]
+
+
+def label_of(config: str) -> str:
+    """The name that the recipe gives to a configuration's results."""
+    return Path(config).stem.removeprefix("train_")
+
+
+def with_rate(config: Mapping[str, Any], rate: float) -> List[str]:
+    """Options that give a configuration another peak rate, its schedule scaled along.
+
+    Args:
+        config: Its keys.
+        rate: The peak rate.
+    """
+    scale = rate / config["optim_conf"]["lr"]
+    rates = [round(r * scale, 10) for r in config["scheduler_conf"]["warmup_lr_list"]]
+    listed = ",".join(_number(r) for r in rates)
+    return [
+        *("--optim_conf", f"lr={_number(rate)}"),
+        *("--scheduler_conf", f"warmup_lr_list=[{listed}]"),
+    ]
+
+
+def _number(value: float) -> str:
+    """A number as YAML reads it: never 1e-05, which is a word to it."""
+    text = f"{value:.10f}".rstrip("0")
+    return f"{text}0" if text.endswith(".") else text
+
+
+class Comparison:
+    """The steps of a plan, in a recipe's folder.
+
+    Args:
+        recipe: The folder with ``run.sh``.
+        plan: The plan.
+        options: Of ``run.sh``, for all runs.
+        expdir: As of ``run.sh``.
+
+    Raises:
+        BenchError: The plan has unknown keys, or names a file that is not there.
+    """
+
+    def __init__(
+        self,
+        recipe: Path,
+        plan: Mapping[str, Any],
+        options: Sequence[str],
+        expdir: Path,
+    ):
+        unknown = sorted(set(plan) - _PLAN_KEYS)
+        if unknown:
+            raise BenchError(
+                f"the plan has unknown keys: {', '.join(unknown)}; possible are: "
+                f"{', '.join(sorted(_PLAN_KEYS))}"
+            )
+        self.recipe, self.plan, self.options = recipe, plan, list(options)
+        self.corpus = plan.get("corpus", "debian_voices")
+        self.expdir = expdir
+        self.work = expdir / self.corpus
+        self.configs: Dict[str, Dict[str, Any]] = {}
+        for config in self._named_configs():
+            path = recipe / config
+            try:
+                self.configs[config] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError) as error:
+                raise BenchError(f"the plan names {config}: {error}") from error
+
+    def _named_configs(self) -> List[str]:
+        plan = self.plan
+        named = [*plan.get("rates", {}), *plan.get("runs", {}), *plan.get("alone", {})]
+        named += [plan[key]["config"] for key in ("choices",) if key in plan]
+        named += [
+            plan[key][k] for key in ("forgetting",) if key in plan for k in plan[key]
+        ]
+        return list(dict.fromkeys(named))
+
+    # --------------------------------------------------------------------- steps
+
+    def steps(self) -> Iterator[Step]:
+        """Everything that the plan asks for."""
+        for config, rates in self.plan.get("rates", {}).items():
+            for rate in rates:
+                extra = with_rate(self.configs[config], rate)
+                yield self._judged("rates", config, _number(rate), 1, extra)
+        choices = self.plan.get("choices", {})
+        for name, extra in choices.get("changes", {}).items():
+            for seed in choices.get("seeds", [1]):
+                words = shlex.split(extra or "")
+                yield self._judged("choices", choices["config"], name, seed, words)
+        runs = self.plan.get("runs", {})
+        for seed in sorted({seed for seeds in runs.values() for seed in seeds}):
+            for config, seeds in runs.items():
+                if seed in seeds:
+                    yield self._full(config, seed)
+        for config, seeds in self.plan.get("alone", {}).items():
+            for seed in seeds:
+                yield self._alone(config, seed)
+        forgetting = self.plan.get("forgetting", {})
+        if forgetting:
+            yield self._known(FROZEN, None, "frozen")
+            yield self._known(label_of(forgetting["off"]), forgetting["off"], "off")
+            for task in self._tasks():
+                name = f"{label_of(forgetting['full'])}_{task}"
+                yield self._known(name, forgetting["full"], task)
+
+    def _judged(
+        self, part: str, config: str, setting: str, seed: int, extra: Sequence[str]
+    ) -> Step:
+        """A training on some of the tasks, of which only the CER on dev is looked at."""
+        name, few = label_of(config), self.plan["few_tasks"]
+        tag = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{part}_{name}_{setting}_seed{seed}")
+
+        def is_done() -> bool:
+            key = (part, name, setting, seed)
+            return any(row.key == key for row in self._dev_rows())
+
+        def run() -> None:
+            share = len(few) / len(self._tasks())
+            bins = round(self.configs[config]["batch_bins"] * share)
+            words = ["--batch_bins", str(bins), *extra]
+            self._recipe(
+                *("--asr_config", config, "--seed", str(seed), "--asr_tag", tag),
+                *("--tasks", " ".join(few), "--asr_args", " ".join(words)),
+                *("--stop_stage", "11", "--skip_stages", "9"),
+            )
+            cer, updates = best_on_dev(self.work / f"asr_{tag}" / "checkpoint.pth")
+            row = DevRow(part, name, setting, seed, len(few), updates, round(cer, 2))
+            rows = scoring.merge(self._dev_rows(), [row])
+            scoring.write_table(self.work / DEV, rows, DevRow)
+            print(f"    CER on dev {row.cer:.2f} %")
+
+        return Step(part, name, f"{name}, {setting}, seed {seed}", is_done, run)
+
+    def _full(self, config: str, seed: int) -> Step:
+        """A run of the recipe with all tasks."""
+        name = label_of(config)
+
+        def run() -> None:
+            self._recipe("--asr_config", config, "--seed", str(seed))
+
+        return Step(
+            "runs", name, f"{name}, seed {seed}", lambda: self._scored(name, seed), run
+        )
+
+    def _alone(self, config: str, seed: int) -> Step:
+        """A run for each task; what they have is counted as each task's own."""
+        name = label_of(config)
+
+        def run() -> None:
+            for task in self._tasks():
+                tag = f"{name}_{task}_seed{seed}"
+                self._recipe(
+                    *("--asr_config", config, "--seed", str(seed), "--asr_tag", tag),
+                    *("--tasks", task, "--stop_stage", "12", "--skip_stages", "9"),
+                )
+                folder, dump = self.work / f"asr_{tag}", f"dump_tasks-{task}"
+                shared, own = scoring.read_params(folder / "params.json")
+                self._score(
+                    *("--method", name, "--seed", str(seed)),
+                    *("--shared_params", "0"),
+                    *("--task_params", str(shared + own[task]), "--task", task),
+                    *self._splits("--ref", self.work / dump),
+                    *self._splits("--hyp", folder / "decode_greedy"),
+                )
+
+        return Step(
+            "alone", name, f"{name}, seed {seed}", lambda: self._scored(name, seed), run
+        )
+
+    def _known(self, name: str, config: Optional[str], task: str) -> Step:
+        """Decoding of the speech that the backbone was trained to know."""
+        dump = self.work / "dump_backbone"
+
+        def is_done() -> bool:
+            return any((row.method, row.split) == (name, KNOWN) for row in self._rows())
+
+        def run() -> None:
+            if not (dump / KNOWN_SET / "utt2task").exists():
+                self._prepare_known(dump)
+            options: List[str] = []
+            if config is None:
+                lines = (self.work / "backbone.path").read_text().split("\n")
+                model_config, model = lines[0], lines[1]
+                sizes = ["--shared_params", "0", "--task_params", "0"]
+            else:
+                folder = self.work / f"asr_{label_of(config)}_seed1"
+                model_config = str(folder / "config.yaml")
+                model = str(best_model(folder))
+                shared, own = scoring.read_params(folder / "params.json")
+                size = max(own.values())
+                sizes = ["--shared_params", str(shared), "--task_params", str(size)]
+                options = ["--task", task]
+                if task == "off":
+                    options = ["--without_task", "true"]
+            decoded = self.work / "known" / name
+            self._program(
+                *("-m", "espnet_hra.bin.asr_inference"),
+                *("--config", "conf/decode_greedy.yaml"),
+                *("--asr_train_config", model_config, "--asr_model_file", model),
+                "--data_path_and_name_and_type",
+                f"{dump / KNOWN_SET}/wav.scp,speech,sound",
+                *("--output_dir", str(decoded), *options),
+            )
+            self._score(
+                *("--method", name, "--seed", "0" if config is None else "1", *sizes),
+                *("--ref", f"{KNOWN}={dump / KNOWN_SET / 'text'}"),
+                *("--hyp", f"{KNOWN}={decoded}/1best_recog/text"),
+                *("--utt2task", str(dump / KNOWN_SET / "utt2task")),
+            )
+
+        return Step("forgetting", name, f"{name} on what it knew", is_done, run)
+
+    def _prepare_known(self, dump: Path) -> None:
+        shell = '. ./db.sh && bash local/data.sh --downloads "${HRA_DOWNLOADS}" "$@"'
+        self._run(
+            *("bash", "-c", shell, "data.sh", "--datadir", "data"),
+            *("--corpus", self.corpus, "--part", "backbone"),
+            PYTHON=self._python(),
+        )
+        self._program(
+            *("local/format_wav_scp.py", "--data", f"data/{self.corpus}"),
+            *("--dump", str(dump), "--sets", KNOWN_SET),
+        )
+
+    # -------------------------------------------------------------------- tables
+
+    def _rows(self) -> List[Row]:
+        return scoring.read_table(self.work / TSV, Row)
+
+    def _dev_rows(self) -> List[DevRow]:
+        return scoring.read_table(self.work / DEV, DevRow)
+
+    def _scored(self, name: str, seed: int) -> bool:
+        found = {
+            row.task
+            for row in self._rows()
+            if (row.method, row.split, row.seed) == (name, "test", seed)
+        }
+        return bool(found) and found >= set(self._tasks())
+
+    def _tasks(self) -> List[str]:
+        """All tasks of the corpus, once the recipe has prepared them."""
+        path = self.work / "dump" / "tasks"
+        if not path.exists():
+            self._recipe("--method", "none")
+        return path.read_text(encoding="utf-8").split()
+
+    def _splits(self, option: str, folder: Path) -> List[str]:
+        return [
+            word
+            for split in ("dev", "test")
+            for word in (option, f"{split}={folder / split / 'text'}")
+        ]
+
+    # ------------------------------------------------------------------ programs
+
+    def _recipe(self, *options: str) -> None:
+        self._run(
+            *("bash", "run.sh", "--corpus", self.corpus, "--expdir", str(self.expdir)),
+            *(*options, *self.options),
+        )
+
+    def _program(self, *words: str) -> None:
+        self._run(self._python(), *words)
+
+    def _score(self, *options: str) -> None:
+        self._program(
+            *("-m", "espnet_hra.scoring", "--report", "false"),
+            *("--out_dir", str(self.work), *options),
+        )
+
+    def _python(self) -> str:
+        if "--python" in self.options:
+            return self.options[self.options.index("--python") + 1]
+        return sys.executable
+
+    def _run(self, *words: str, **environment: str) -> None:
+        """Run a program in the recipe's folder; its output goes to a log."""
+        log = self.work / "logs" / "bench_quality.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # run.sh shall find the Python that this is.
+        binaries = str(Path(sys.executable).parent)
+        path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"\n+ {shlex.join(words)}\n")
+            file.flush()
+            start = file.tell()
+            status = subprocess.run(
+                words,
+                cwd=self.recipe,
+                env={**os.environ, "PATH": path, **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            ).returncode
+        if status != 0:
+            with open(log, encoding="utf-8", errors="replace") as file:
+                file.seek(start)
+                said = [line.strip() for line in file if line.strip()]
+            last = said[-1] if said else "no message"
+            raise BenchError(
+                f"{words[0]} ended with status {status}: {last} (see {log})"
+            )
+
+    # -------------------------------------------------------------------- report
+
+    def report(self, command: str) -> List[Path]:
+        """Write RESULTS.md with everything that is there."""
+        rows = self._rows()
+        results = report.Results(
+            rows, scoring.read_table(self.work / UTTERANCES, Utterance)
+        )
+        head = report.head(self.corpus, command)
+        closing = dev_tables(self._dev_rows(), self.differing_rates())
+        closing += "\n" + _hours(self.work / "times.tsv")
+        return report.write(results, self.work, head, closing)
+
+    def differing_rates(self) -> Dict[str, float]:
+        """Methods whose file has another rate than the best on dev, and the latter."""
+        best: Dict[str, DevRow] = {}
+        for row in self._dev_rows():
+            if row.part == "rates":
+                best[row.method] = min(row, best.get(row.method, row), key=_cer)
+        return {
+            label_of(config): float(best[label_of(config)].setting)
+            for config in self.plan.get("rates", {})
+            if label_of(config) in best
+            and float(best[label_of(config)].setting)
+            != self.configs[config]["optim_conf"]["lr"]
+        }
+
+
+def _cer(row: DevRow) -> float:
+    return row.cer
+
+
+def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
+    """The best CER on dev of a training, in percent, and its number of updates.
+
+    Raises:
+        BenchError: The training has not looked at its dev set.
+    """
+    from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+    try:
+        stats = safe_torch_load(checkpoint, map_location="cpu")["reporter"]["stats"]
+        cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
+        updates = sum(epoch["train"]["total_count"] for epoch in stats.values())
+    except (OSError, KeyError) as error:
+        raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
+    return 100.0 * min(cers), updates
+
+
+def best_model(folder: Path) -> Path:
+    """The checkpoint that the recipe decodes with.
+
+    Raises:
+        BenchError: There is none.
+    """
+    for name in ("valid.cer_ctc.ave", "valid.cer_ctc.best", "valid.loss.ave"):
+        if (folder / f"{name}.pth").exists():
+            return folder / f"{name}.pth"
+    raise BenchError(f"there is no trained model in {folder}: run the part runs first")
+
+
+def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
+    """What was judged on dev, for people.
+
+    Args:
+        rows: Of ``dev.tsv``.
+        differing: Methods whose file has another rate than the best.
+    """
+    parts = []
+    by_method: Dict[str, List[DevRow]] = {}
+    for row in rows:
+        if row.part == "rates":
+            by_method.setdefault(row.method, []).append(row)
+    if by_method:
+        parts.append("## Learning rates, chosen on dev\n")
+        parts.append(
+            f"CER (%) on the dev sets of {rows[0].tasks} tasks at each peak rate, after "
+            f"{rows[0].updates} updates.\n"
+        )
+        lines = [["method", "rate: CER", "chosen"]]
+        for method, own in by_method.items():
+            own = sorted(own, key=lambda row: float(row.setting))
+            chosen = min(own, key=_cer).setting
+            text = ", ".join(f"{row.setting}: {row.cer:.1f}" for row in own)
+            if method in differing:
+                chosen += " (its file has another)"
+            lines.append([method, text, chosen])
+        parts.append(_table(lines))
+    choices: Dict[str, List[DevRow]] = {}
+    for row in rows:
+        if row.part == "choices":
+            choices.setdefault(row.setting, []).append(row)
+    if choices:
+        first = next(iter(choices.values()))
+        mean = {k: sum(map(_cer, own)) / len(own) for k, own in choices.items()}
+        parts.append(f"## Choices of `{first[0].method}`, on dev\n")
+        parts.append(
+            f"CER (%) on the dev sets of {first[0].tasks} tasks after "
+            f"{first[0].updates} updates, and what each change makes of it.\n"
+        )
+        lines = [["", "seeds", "CER", "change"]]
+        base = mean[first[0].setting]
+        for name, own in choices.items():
+            change = "" if name == first[0].setting else f"{mean[name] - base:+.1f}"
+            lines.append([name, str(len(own)), f"{mean[name]:.1f}", change])
+        parts.append(_table(lines))
+    return "\n".join(parts)
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+    head, *body = cells
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("|" + "|".join(row) + "|" for row in (head, rule, *body)) + "\n"
+
+
+def _hours(times: Path) -> str:
+    """What all of it took."""
+    if not times.exists():
+        return ""
+    cells = [line.split("\t") for line in times.read_text("utf-8").splitlines()]
+    seconds = {"training": 0, "decoding": 0}
+    for stage, _, value in cells:
+        kind = {"11": "training", "9": "decoding", "12": "decoding"}.get(
+            stage.split()[0]
+        )
+        if kind:
+            seconds[kind] += int(value)
+    said = ", ".join(f"{kind} {s / 3600:.1f} h" for kind, s in seconds.items())
+    return (
+        f"## Time\n\nAll runs together: {said} ({os.cpu_count()} CPU cores, "
+        "shared with other work).\n"
+    )
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra bench quality",
+        description="Compare adapters on one frozen backbone: the runs of a plan, each "
+        "a run of the recipe. What is done is not done again; the same command goes on "
+        "after a stop. Results: EXPDIR/CORPUS/{RESULTS.md,results.tsv,dev.tsv}.",
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="the recipe's folder (default: this one, or egs2/hra_asr in it)",
+    )
+    parser.add_argument(
+        "--plan", type=Path, help="what to run (default: RECIPE/conf/quality.yaml)"
+    )
+    parser.add_argument(
+        "--expdir", type=Path, help="where all goes (default: RECIPE/exp)"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="these methods, e.g. hra lora_r6"
+    )
+    parser.add_argument("--again", action="store_true", help="also what is done")
+    parser.add_argument(
+        "--list", action="store_true", help="only say what there is to do"
+    )
+    parser.add_argument(
+        "options",
+        nargs=argparse.REMAINDER,
+        metavar="-- OPTION ...",
+        help="options of run.sh for all runs, e.g. -- --autocast none",
+    )
+    return parser
+
+
+def find_recipe(given: Optional[Path]) -> Path:
+    """The recipe's folder.
+
+    Raises:
+        BenchError: There is none.
+    """
+    for folder in [given] if given else [Path("."), Path("egs2/hra_asr")]:
+        if (folder / "hra.sh").is_file() and (folder / "run.sh").is_file():
+            return folder.resolve()
+    raise BenchError(
+        f"{given or Path.cwd()}: there is no run.sh of the recipe; name its folder with "
+        "--recipe, or make one with `espnet-hra recipe DEST`"
+    )
+
+
+def read_plan(path: Path) -> Dict[str, Any]:
+    """A plan's keys.
+
+    Raises:
+        BenchError: It cannot be read.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BenchError(f"--plan {path}: {error}") from error
+    if not isinstance(plan, dict):
+        raise BenchError(f"--plan {path}: expected keys and values")
+    return plan
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run what is not done yet, and write the report.
+
+    Returns:
+        The exit status: 1 if a run failed.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = get_parser().parse_args(words)
+    recipe = find_recipe(args.recipe)
+    plan = read_plan(args.plan or recipe / "conf" / "quality.yaml")
+    expdir = (args.expdir or recipe / "exp").resolve()
+    options = [word for word in args.options if word != "--"]
+    comparison = Comparison(recipe, plan, options, expdir)
+    steps = [step for step in comparison.steps() if step.part in args.parts]
+    names = {step.name for step in steps}
+    missing = sorted(set(args.only or ()) - names)
+    if missing:
+        raise ConfigError(
+            f"--only {' '.join(missing)}: the plan has no such method in these parts; "
+            f"it has: {', '.join(sorted(names))}"
+        )
+    if args.only:
+        steps = [step for step in steps if step.name in args.only]
+    todo = [step for step in steps if args.again or not step.is_done()]
+    print(f"{len(steps)} runs, {len(steps) - len(todo)} of them done")
+    failed, start = [], time.monotonic()
+    for i, step in enumerate(todo, 1):
+        print(f"{time.strftime('%H:%M:%S')} [{i}/{len(todo)}] {step.part}: {step.text}")
+        if args.list:
+            continue
+        try:
+            step.run()
+        except UserError as error:
+            failed.append(step)
+            print(f"    failed: {error}", file=sys.stderr)
+        spent = (time.monotonic() - start) / 60
+        left = spent / i * (len(todo) - i)
+        print(f"    {spent:.0f} min so far, about {left:.0f} min left", flush=True)
+    if args.list:
+        return 0
+    for method, rate in comparison.differing_rates().items():
+        print(f"{method}: the best rate on dev is {rate:g}, and its file has another")
+    if (comparison.work / TSV).exists():
+        command = shlex.join(["espnet-hra", "bench", "quality", *words])
+        page, *_ = comparison.report(command)
+        print(f"Results: {page}")
+    if failed:
+        print(f"{len(failed)} of {len(todo)} runs failed; the same command tries again")
+    return 1 if failed else 0
