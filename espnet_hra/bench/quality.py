@@ -177,37 +177,54 @@ class Comparison:
 
     # --------------------------------------------------------------------- steps
 
-    def steps(self) -> Iterator[Step]:
-        """Everything that the plan asks for."""
+    def steps(self, parts: Sequence[str] = PARTS) -> List[Step]:
+        """Everything that the plan asks for in these parts."""
+        made = {
+            "rates": self._rates,
+            "choices": self._choices,
+            "runs": self._runs,
+            "alone": self._alones,
+            "forgetting": self._forgetting,
+        }
+        return [step for part in PARTS if part in parts for step in made[part]()]
+
+    def _rates(self) -> Iterator[Step]:
         for config, rates in self.plan.get("rates", {}).items():
             for rate in rates:
                 extra = with_rate(self.configs[config], rate)
                 yield self._judged("rates", config, _number(rate), 1, extra)
+
+    def _choices(self) -> Iterator[Step]:
         choices = self.plan.get("choices", {})
         for name, extra in choices.get("changes", {}).items():
             for seed in choices.get("seeds", [1]):
                 words = shlex.split(extra or "")
                 yield self._judged("choices", choices["config"], name, seed, words)
+
+    def _runs(self) -> Iterator[Step]:
         runs = self.plan.get("runs", {})
         for seed in sorted({seed for seeds in runs.values() for seed in seeds}):
             for config, seeds in runs.items():
                 if seed in seeds:
                     yield self._full(config, seed)
+
+    def _alones(self) -> Iterator[Step]:
         for config, seeds in self.plan.get("alone", {}).items():
             for seed in seeds:
                 yield self._alone(config, seed)
-        forgetting = self.plan.get("forgetting", {})
-        if forgetting:
+
+    def _forgetting(self) -> Iterator[Step]:
+        if "forgetting" in self.plan:
+            adapted, full = (self.plan["forgetting"][k] for k in ("adapted", "full"))
             yield self._known(FROZEN, None, "frozen")
-            yield self._known(label_of(forgetting["off"]), forgetting["off"], "off")
+            yield self._known(label_of(adapted), adapted, "off")
             for task in self._tasks():
-                name = f"{label_of(forgetting['full'])}_{task}"
-                yield self._known(name, forgetting["full"], task)
+                yield self._known(f"{label_of(full)}_{task}", full, task)
 
     def _judged(
         self, part: str, config: str, setting: str, seed: int, extra: Sequence[str]
     ) -> Step:
-        """A training on some of the tasks, of which only the CER on dev is looked at."""
+        """A training on some of the tasks, judged by its CER on dev."""
         name, few = label_of(config), self.plan["few_tasks"]
         tag = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{part}_{name}_{setting}_seed{seed}")
 
@@ -621,7 +638,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     expdir = (args.expdir or recipe / "exp").resolve()
     options = [word for word in args.options if word != "--"]
     comparison = Comparison(recipe, plan, options, expdir)
-    steps = [step for step in comparison.steps() if step.part in args.parts]
+    steps = comparison.steps(args.parts)
     names = {step.name for step in steps}
     missing = sorted(set(args.only or ()) - names)
     if missing:
