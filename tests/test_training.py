@@ -471,8 +471,8 @@ def loud(joint, tmp_path_factory) -> Path:
     return folder
 
 
-def waves(an4: Dict[str, Path]) -> List[torch.Tensor]:
-    lines = (an4["train"] / "wav.scp").read_text().splitlines()
+def waves(an4: Dict[str, Path], part: str = "train") -> List[torch.Tensor]:
+    lines = (an4[part] / "wav.scp").read_text().splitlines()
     paths = [line.split(None, 1)[1] for line in lines]
     return [torch.from_numpy(soundfile.read(p, dtype="float32")[0]) for p in paths]
 
@@ -565,6 +565,19 @@ def test_decoding_with_one_task_for_all(loud, an4, tmp_path):
         decode(loud, an4["test"], tmp_path / "c", "--task", "robot")
     with pytest.raises(TaskError, match="no task was chosen"):
         decode(loud, an4["test"], tmp_path / "d", "--ctc_greedy", "true")
+
+
+def test_decoding_without_a_task_is_what_the_base_decodes(loud, base, an4, tmp_path):
+    import espnet_hra
+
+    words = ("--ctc_greedy", "true", "--without_task", "true")
+    found = decode(loud, an4["test"], tmp_path / "a", *words)
+    other = decode(loud, an4["test"], tmp_path / "b", *words[:2], "--task", "male")
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(base), ctc_greedy=True)
+    expected = [speech2text(wave)[0][0].strip() for wave in waves(an4, "test")]
+    assert [text.strip() for text in found.values()] == expected != other
+    with pytest.raises(TaskError, match="--task male and --without_task"):
+        decode(loud, an4["test"], tmp_path / "c", *words, "--task", "male")
 
 
 def test_greedy_decoding_equals_collapsing_by_hand(loud, an4):

@@ -14,7 +14,7 @@ The rates that are found stand in the files of ``conf/tuning``: this program say
 a file has another, and changes none. A run on some of the tasks has the updates of a
 full one, with batches that are smaller in proportion: a task hears as much.
 
-What is done is not done again: runs leave their rows in ``dev.tsv`` and ``results.tsv``.
+What is done is not done again: it has left its rows in ``dev.tsv`` or ``results.tsv``.
 
 ::
 
@@ -496,8 +496,8 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
     if by_method:
         parts.append("## Learning rates, chosen on dev\n")
         parts.append(
-            f"CER (%) on the dev sets of {rows[0].tasks} tasks at each peak rate, after "
-            f"{rows[0].updates} updates.\n"
+            f"CER (%) on the dev sets of {rows[0].tasks} tasks at each peak rate, "
+            f"after {rows[0].updates} updates.\n"
         )
         lines = [["method", "rate: CER", "chosen"]]
         for method, own in by_method.items():
@@ -605,8 +605,8 @@ def find_recipe(given: Optional[Path]) -> Path:
         if (folder / "hra.sh").is_file() and (folder / "run.sh").is_file():
             return folder.resolve()
     raise BenchError(
-        f"{given or Path.cwd()}: there is no run.sh of the recipe; name its folder with "
-        "--recipe, or make one with `espnet-hra recipe DEST`"
+        f"{given or Path.cwd()}: there is no run.sh of the recipe; name its folder "
+        "with --recipe, or make one with `espnet-hra recipe DEST`"
     )
 
 

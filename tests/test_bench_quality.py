@@ -1,0 +1,259 @@
+"""The comparison: its plan, what is done again, and what its files promise."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_hra import cli, scoring
+from espnet_hra.adapters import build_adapter
+from espnet_hra.base_model import open_base
+from espnet_hra.bench import quality
+from espnet_hra.bench.quality import BenchError, Comparison, DevRow
+from espnet_hra.scoring import Row
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "egs2" / "hra_asr"
+PLAN = yaml.safe_load((ROOT / "conf" / "quality.yaml").read_text())
+TUNING = sorted((ROOT / "conf" / "tuning").glob("train_*.yaml"))
+
+
+def config_of(name):
+    return yaml.safe_load((ROOT / "conf" / "tuning" / f"train_{name}.yaml").read_text())
+
+
+# -------------------------------------------------------------------- the files
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    """An encoder of the shipped backbone's sizes."""
+    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+
+    config = open_base(RECIPE / "pretrained" / "debian_voices.zip").model_config()
+    conf = {
+        k: v for k, v in config["encoder_conf"].items() if k != "interctc_layer_idx"
+    }
+    return ConformerEncoder(80, **conf).requires_grad_(False)
+
+
+@pytest.mark.parametrize("path", TUNING, ids=lambda path: path.stem)
+def test_a_file_of_the_comparison_keeps_its_promises(path, backbone):
+    text = path.read_text()
+    config, own = yaml.safe_load(text), config_of("hra")
+    name = path.stem.removeprefix("train_")
+    commands = (
+        f"#   ./run.sh --asr_config conf/tuning/{path.name}\n",
+        f"#   espnet-hra bench quality --only {name}\n",
+    )
+    assert any(command in text for command in commands)
+    rates = config["scheduler_conf"]["warmup_lr_list"]
+    assert config["optim_conf"]["lr"] == max(rates) == rates[1]
+    # Everything else is the same for all methods.
+    differing = {"encoder_conf", "optim_conf", "scheduler_conf"}
+    if name == "hra_long":
+        differing |= {"num_iters_per_epoch", "max_epoch"}
+    elif name == "hra_alone":
+        differing |= {"batch_bins"}
+        tasks = 5
+        assert config["batch_bins"] * tasks == own["batch_bins"]
+    assert config.keys() == own.keys()
+    assert all(config[key] == own[key] for key in set(own) - differing)
+    if name != "hra_long":
+        steps = [c["scheduler_conf"]["warmup_steps_list"] for c in (config, own)]
+        assert steps[0] == steps[1]
+    # The size that the comment names is the adapter's.
+    conf = config["encoder_conf"]
+    if conf["adapter"] == "lora":
+        pytest.importorskip("peft")
+    adapter = build_adapter(conf["adapter"], backbone, conf.get("adapter_conf"))
+    said = re.findall(r"\(?([0-9,]+) parameters|\(([0-9,]+)\)", text.split("\n\n")[0])
+    for one, other in said:
+        number = int((one or other).replace(",", ""))
+        assert number == adapter.formula()["per_task"]
+
+
+def test_files_without_a_size_of_their_own_have_the_method_s_usual_one():
+    assert (ROOT / "conf" / "train_hra.yaml").resolve().name == "train_hra.yaml"
+    for method in ("hra", "residual", "lora", "bitfit", "full"):
+        path = (ROOT / "conf" / f"train_{method}.yaml").resolve()
+        config = yaml.safe_load(path.read_text())
+        assert path in TUNING and config["encoder_conf"]["adapter"] == method
+        assert f"conf/tuning/{path.name}" in PLAN["rates"]
+
+
+def test_rivals_have_no_fewer_parameters_than_hra_beside_them(backbone):
+    pytest.importorskip("peft")
+
+    def size(name):
+        conf = config_of(name)["encoder_conf"]
+        adapter = build_adapter(conf["adapter"], backbone, conf.get("adapter_conf"))
+        return adapter.formula()["per_task"]
+
+    for ours, rivals in {
+        ("hra", "hra_ffn"): ("residual_r10", "lora_r6"),
+        ("hra_c432", "hra_ffn_f155"): ("residual_r17", "lora_r9"),
+        ("hra_c864", "hra_ffn_f310"): ("residual_r35", "lora_r18"),
+    }.items():
+        most = max(size(name) for name in ours)
+        assert min(size(name) for name in rivals) >= 0.995 * most
+
+
+def test_the_plan_names_files_and_seeds_of_headline_rows():
+    comparison = Comparison(RECIPE, PLAN, [], ROOT / "exp")
+    assert set(PLAN["rates"]) <= set(comparison.configs)
+    for method in ("hra", "residual_r10", "lora_r6", "bitfit", "full"):
+        assert len(PLAN["runs"][f"conf/tuning/train_{method}.yaml"]) == 3
+    steps = comparison.steps(["rates", "choices", "runs"])
+    names = [(step.part, step.text) for step in steps]
+    assert len(set(names)) == len(names)
+    seeds = [step.text for step in steps if step.part == "runs"]
+    assert "seed 1" in seeds[0] and "seed 3" in seeds[-1]  # a part is a whole table
+
+
+# ------------------------------------------------------------------- the program
+
+
+def test_another_rate_scales_the_whole_schedule():
+    config = {
+        "optim_conf": {"lr": 6e-3},
+        "scheduler_conf": {"warmup_lr_list": [0.0, 6e-3, 6e-3, 1.2e-4]},
+    }
+    words = quality.with_rate(config, 3e-3)
+    assert words[1] == "lr=0.003"
+    assert words[3] == "warmup_lr_list=[0.0,0.003,0.003,0.00006]"
+    # As YAML reads them: 6e-05 would be a word.
+    assert yaml.safe_load(words[3].partition("=")[2]) == [0.0, 0.003, 0.003, 6e-5]
+
+
+def rows(*settings):
+    return [
+        DevRow(part, "hra", name, seed, 2, 300, cer)
+        for part, name, seed, cer in settings
+    ]
+
+
+def test_what_was_judged_on_dev_is_shown_from_its_table(tmp_path):
+    lines = rows(
+        ("rates", "0.003", 1, 40.0),
+        ("rates", "0.006", 1, 38.25),
+        ("choices", "as it is", 1, 38.0),
+        ("choices", "as it is", 2, 39.0),
+        ("choices", "no norm", 1, 41.5),
+    )
+    scoring.write_table(tmp_path / "dev.tsv", lines, DevRow)
+    lines = scoring.read_table(tmp_path / "dev.tsv", DevRow)
+    text = quality.dev_tables(lines, {})
+    assert "|hra|0.003: 40.0, 0.006: 38.2|0.006|" in text
+    assert "|as it is|2|38.5||" in text and "|no norm|1|41.5|+3.0|" in text
+    assert "another" in quality.dev_tables(lines, {"hra": 0.006})
+
+
+def test_a_file_with_another_rate_than_the_best_is_named(tmp_path):
+    plan = {"rates": {"conf/tuning/train_hra.yaml": [0.1]}, "corpus": "c"}
+    comparison = Comparison(RECIPE, plan, [], tmp_path)
+    assert comparison.differing_rates() == {}
+    own = config_of("hra")["optim_conf"]["lr"]
+    (tmp_path / "c").mkdir()
+    table = tmp_path / "c" / "dev.tsv"
+    best = rows(("rates", f"{own:g}", 1, 30.0), ("rates", "0.1", 1, 31.0))
+    scoring.write_table(table, best, DevRow)
+    assert comparison.differing_rates() == {}
+    best = rows(("rates", f"{own:g}", 1, 31.0), ("rates", "0.1", 1, 30.0))
+    scoring.write_table(table, best, DevRow)
+    assert comparison.differing_rates() == {"hra": 0.1}
+
+
+def test_what_has_its_rows_is_done(tmp_path):
+    config = "conf/tuning/train_hra.yaml"
+    plan = {"runs": {config: [1, 2]}, "rates": {config: [0.006]}, "few_tasks": ["a"]}
+    comparison = Comparison(RECIPE, plan, [], tmp_path)
+    work = tmp_path / "debian_voices"
+    (work / "dump").mkdir(parents=True)
+    (work / "dump" / "tasks").write_text("a\nb\n")
+    assert [step.is_done() for step in comparison.steps()] == [False] * 3
+    scoring.write_table(work / "dev.tsv", rows(("rates", "0.006", 1, 40.0)), DevRow)
+    half = [Row("hra", "a", "test", 1, 1, 1, 1, 1, 1.0, 1.0)]
+    scoring.write_table(work / "results.tsv", half, Row)
+    assert [step.is_done() for step in comparison.steps()] == [True, False, False]
+    whole = half + [Row("hra", "b", "test", 1, 1, 1, 1, 1, 1.0, 1.0)]
+    scoring.write_table(work / "results.tsv", whole, Row)
+    assert [step.is_done() for step in comparison.steps()] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "plan, message",
+    [
+        ("runz: {}", "unknown keys: runz; possible are: alone, .*runs"),
+        ("runs: {conf/no.yaml: [1]}", "names conf/no.yaml: .*No such file"),
+        ("[1]", "expected keys and values"),
+        ("a: [", "--plan .*plan.yaml: while parsing"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(tmp_path, plan, message):
+    (tmp_path / "plan.yaml").write_text(plan)
+    with pytest.raises(BenchError, match=f"(?s){message}"):
+        quality.main(
+            ["--recipe", str(RECIPE), "--plan", str(tmp_path / "plan.yaml"), "--list"]
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--recipe", "/nowhere"], "/nowhere: there is no run.sh"),
+        (["--recipe", str(RECIPE), "--only", "magic"], "no such method.*lora_r6"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(arguments, message):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["bench", "quality", "--parts", "runs", "--list", *arguments])
+    assert re.search(message, str(error.value))
+    assert str(error.value).startswith("espnet-hra bench: ")
+
+
+@pytest.mark.slow
+def test_a_small_comparison_from_data_to_results(tmp_path, base, capsys):
+    top = tmp_path / "top"
+    (top / "egs2").mkdir(parents=True)
+    for name in ("conf", "local"):
+        shutil.copytree(ROOT / name, top / name)
+    ignored = shutil.ignore_patterns("data", "downloads", "dump", "exp")
+    shutil.copytree(RECIPE, top / "egs2" / "hra_asr", symlinks=True, ignore=ignored)
+    (top / "espnet_hra").symlink_to(ROOT / "espnet_hra")
+    recipe = top / "egs2" / "hra_asr"
+    hra = "conf/mini_an4/train_hra.yaml"
+    plan = {
+        "corpus": "mini_an4",
+        "few_tasks": ["female"],
+        "rates": {hra: [0.01, 0.02]},
+        "choices": {
+            "config": hra,
+            "changes": {
+                "as it is": "",
+                "no norm": "--encoder_conf adapter_conf.input_norm=none",
+            },
+        },
+        "runs": {hra: [1, 2], "conf/no_method.yaml": [1]},
+        "alone": {hra: [1]},
+    }
+    (recipe / "conf" / "no_method.yaml").write_text(
+        yaml.safe_dump({"encoder_conf": {"adapter": "magic"}, "optim_conf": {"lr": 1}})
+    )
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan))
+    arguments = ["--recipe", str(recipe), "--plan", str(path)]
+    options = ["--", "--pretrained_model", str(base), "--asr_args", "--max_epoch 2"]
+    assert quality.main([*arguments, *options]) == 1  # one of them cannot be run
+    said = capsys.readouterr()
+    assert "no_method" in said.out and "magic" in said.err
+    work = recipe / "exp" / "mini_an4"
+    found = scoring.read_table(work / "results.tsv", Row)
+    assert {r.method for r in found} >= {"none", "hra"}
+    page = (work / "RESULTS.md").read_text()
+    assert "Learning rates, chosen on dev" in page and "|no norm|" in page
+    # Once more: nothing but what failed.
+    assert quality.main([*arguments, "--list", *options]) == 0
+    assert ", 6 of them done" in capsys.readouterr().out
