@@ -463,7 +463,7 @@ def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
     try:
         stats = safe_torch_load(checkpoint, map_location="cpu")["reporter"]["stats"]
         cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
-        updates = sum(epoch["train"]["total_count"] for epoch in stats.values())
+        updates = max(epoch["train"]["total_count"] for epoch in stats.values())
     except (OSError, KeyError) as error:
         raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
     return 100.0 * min(cers), updates
