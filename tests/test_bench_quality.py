@@ -147,7 +147,7 @@ def test_what_was_judged_on_dev_is_shown_from_its_table(tmp_path):
     lines = scoring.read_table(tmp_path / "dev.tsv", DevRow)
     text = quality.dev_tables(lines, {})
     assert "|hra|0.003: 40.0, 0.006: 38.2|0.006|" in text
-    assert "|as it is|2|38.5||" in text and "|no norm|1|41.5|+3.0|" in text
+    assert "|as it is|2|38.5||" in text and "|no norm|1|41.5|+3.5|" in text
     assert "another" in quality.dev_tables(lines, {"hra": 0.006})
 
 

@@ -514,17 +514,21 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
             choices.setdefault(row.setting, []).append(row)
     if choices:
         first = next(iter(choices.values()))
-        mean = {k: sum(map(_cer, own)) / len(own) for k, own in choices.items()}
+        usual = {row.seed: row.cer for row in first}
         parts.append(f"## Choices of `{first[0].method}`, on dev\n")
         parts.append(
             f"CER (%) on the dev sets of {first[0].tasks} tasks after "
-            f"{first[0].updates} updates, and what each change makes of it.\n"
+            f"{first[0].updates} updates, and the difference that each change makes "
+            "with the same seeds.\n"
         )
         lines = [["", "seeds", "CER", "change"]]
-        base = mean[first[0].setting]
         for name, own in choices.items():
-            change = "" if name == first[0].setting else f"{mean[name] - base:+.1f}"
-            lines.append([name, str(len(own)), f"{mean[name]:.1f}", change])
+            mean = sum(map(_cer, own)) / len(own)
+            paired = [row.cer - usual[row.seed] for row in own if row.seed in usual]
+            change = ""
+            if own is not first and paired:
+                change = f"{sum(paired) / len(paired):+.1f}"
+            lines.append([name, str(len(own)), f"{mean:.1f}", change])
         parts.append(_table(lines))
     return "\n".join(parts)
 
