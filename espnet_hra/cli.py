@@ -100,7 +100,7 @@ _COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
     "tasks": (_tasks, "list, add, remove, export, import and verify tasks"),
     "pack": (_pack, "make a pack of a model or of tasks, and upload it"),
     "report": (_report, "RESULTS.md and pictures, made anew from results.tsv"),
-    "bench": (_bench, "compare adapters: quality"),
+    "bench": (_bench, "compare adapters: quality, speed"),
     "recipe": (_recipe, "copy the recipe, into an ESPnet checkout for instance"),
 }
 

@@ -1,0 +1,603 @@
+"""``SPEED.md`` and its pictures, made of ``speed.tsv`` alone.
+
+What stands in the table are runs: milliseconds or MiB, one value for each round of each
+variant. Ratios, intervals and verdicts are computed from them here.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from espnet_hra import report, scoring
+from espnet_hra.bench.timing import Ratio, ratio
+from espnet_hra.errors import UserError
+
+TSV, MARKDOWN = "speed.tsv", "SPEED.md"
+
+#: Behind the name of a variant: the same one, timed twice in every round.
+AGAIN = "_again"
+
+
+class SpeedError(UserError, ValueError):
+    """Something cannot be measured or shown as asked for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``speed.tsv``; the fields are its columns.
+
+    Attributes:
+        machine: Processor, cores and memory; the GPU, where it computed.
+        device: ``cpu`` or ``cuda``.
+        threads: Of the processor.
+        versions: Of Python, torch, ESPnet and PEFT.
+        commit: Of this repository; ``+`` behind it: with changes.
+        date: When it was measured.
+        case: What was measured, see :data:`espnet_hra.bench.speed.CASES`.
+        backbone: Name of the backbone.
+        part: Which part of the case.
+        batch: Utterances.
+        seconds: Of speech, in each utterance.
+        rounds: Wanted runs of each variant.
+        variant: The variant.
+        detail: Its size.
+        task_params: Parameters of one of its tasks.
+        arithmetic: Multiply-accumulates of the layers with it / without it.
+        unit: Of the values: ``ms`` or ``MiB``.
+        values: One of each round, with blanks between.
+    """
+
+    machine: str
+    device: str
+    threads: int
+    versions: str
+    commit: str
+    date: str
+    case: str
+    backbone: str
+    part: str
+    batch: int
+    seconds: float
+    rounds: int
+    variant: str
+    detail: str
+    task_params: int
+    arithmetic: str
+    unit: str
+    values: str
+
+    @property
+    def environment(self) -> Tuple[str, str, int, str]:
+        """What results must share to stand in one table."""
+        return self.machine, self.device, self.threads, self.versions
+
+    @property
+    def place(self) -> Tuple[str, str, str]:
+        """What the row is a result of."""
+        return self.case, self.backbone, self.part
+
+    @property
+    def key(self) -> Tuple[Any, ...]:
+        """What a later row must share to take this one's place."""
+        settings = (self.batch, self.seconds, self.rounds)
+        return (*self.environment, *self.place, *settings, self.variant)
+
+    @property
+    def numbers(self) -> List[float]:
+        """The values.
+
+        Raises:
+            SpeedError: They are no numbers.
+        """
+        try:
+            return [float(value) for value in self.values.split()]
+        except ValueError:
+            raise SpeedError(
+                f"{TSV}: {self.case}, {self.backbone}, {self.part}, {self.variant}: "
+                f"values: {self.values!r} are no numbers"
+            ) from None
+
+
+@dataclass
+class Measurement:
+    """All variants of one part of a case, measured together.
+
+    Attributes:
+        rows: Their rows, by variant.
+    """
+
+    rows: Dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Row:
+        """The row of the first variant, for what they share."""
+        return next(iter(self.rows.values()))
+
+    def ratio(self, top: Sequence[str], bottom: Sequence[str]) -> Optional[Ratio]:
+        """See :func:`espnet_hra.bench.timing.ratio`; None if a variant lacks."""
+        if not {*top, *bottom} <= self.rows.keys():
+            return None
+        values = {name: row.numbers for name, row in self.rows.items()}
+        return ratio(values, top, bottom) if all(values.values()) else None
+
+    @property
+    def noise(self) -> Optional[Ratio]:
+        """The same variant against itself."""
+        for name in self.rows:
+            if name.endswith(AGAIN):
+                return self.ratio([name], [name.removesuffix(AGAIN)])
+        return None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio that is shown.
+
+    Attributes:
+        text: What it is; the sizes of the variants are added.
+        case: Where it is measured.
+        top: The variant above; with a second name, what it has more than that one.
+        bottom: The same, below.
+        target: What it is to be at most.
+        only: The part for which that holds; empty for all.
+        arithmetic: Whether multiply-accumulates say what to expect.
+    """
+
+    text: str
+    case: str
+    top: Tuple[str, ...]
+    bottom: Tuple[str, ...]
+    target: Optional[float] = None
+    only: str = ""
+    arithmetic: bool = False
+
+
+_MIXED = "32 tasks"
+_MANY = "10,000 tasks"
+
+#: What is shown, in this order.
+CLAIMS = (
+    Claim("HRA, c = d / bare", "encoder", ("hra",), ("none",), 1.09, "", True),
+    Claim("HRA, c = d/2 / bare", "encoder", ("hra_half",), ("none",), 1.05, "", True),
+    Claim("HRA, ffn head / bare", "encoder", ("hra_ffn",), ("none",), None, "", True),
+    Claim("residual / bare", "encoder", ("residual",), ("none",), None, "", True),
+    Claim("PEFT LoRA / bare", "encoder", ("lora8",), ("none",), None, "", True),
+    Claim("PEFT LoRA, merged / bare", "encoder", ("lora8_merged",), ("none",)),
+    Claim(
+        "HRA, a task per utterance / one task",
+        "mixed",
+        ("hra_mixed",),
+        ("hra",),
+        1.05,
+        _MIXED,
+    ),
+    Claim(
+        "HRA, ffn head, a task per utterance / one task",
+        "mixed",
+        ("hra_ffn_mixed",),
+        ("hra_ffn",),
+    ),
+    Claim(
+        "PEFT LoRA, `adapter_names` / one task", "mixed", ("lora8_mixed",), ("lora8",)
+    ),
+    Claim(
+        "what HRA's mixed batch adds to bare / what PEFT's adds, at HRA's budget",
+        "mixed",
+        ("hra_mixed", "none"),
+        ("lora_mixed", "none"),
+        0.5,
+        _MIXED,
+    ),
+    Claim(
+        "what HRA's mixed batch adds to bare / what PEFT's adds, r = 8",
+        "mixed",
+        ("hra_mixed", "none"),
+        ("lora8_mixed", "none"),
+    ),
+    Claim(
+        "what HRA's mixed batch adds to bare / what our residual adapters' adds",
+        "mixed",
+        ("hra_mixed", "none"),
+        ("residual_mixed", "none"),
+    ),
+    Claim("HRA / full fine-tuning", "training", ("hra",), ("full",), 0.75),
+    Claim("HRA / full fine-tuning", "training", ("hra_dropout",), ("full",), 0.75),
+    Claim("HRA, a head only / full fine-tuning", "training", ("hra_head",), ("full",)),
+    Claim("PEFT LoRA / full fine-tuning", "training", ("lora",), ("full",)),
+    Claim("residual / full fine-tuning", "training", ("residual",), ("full",)),
+    Claim("HRA / PEFT LoRA at HRA's budget", "training", ("hra",), ("lora",), 1.1),
+    Claim("HRA / PEFT LoRA, r = 8", "training", ("hra",), ("lora8",)),
+    Claim("HRA / full fine-tuning", "memory", ("hra",), ("full",), 0.6),
+    Claim("HRA / full fine-tuning", "memory", ("hra_dropout",), ("full",), 0.6),
+    Claim("PEFT LoRA / full fine-tuning", "memory", ("lora",), ("full",)),
+    Claim("residual / full fine-tuning", "memory", ("residual",), ("full",)),
+    Claim("HRA, a task per utterance / bare", "memory", ("hra_mixed",), ("none",)),
+    Claim("PEFT LoRA, `adapter_names` / bare", "memory", ("lora_mixed",), ("none",)),
+    Claim("10,000 tasks registered / 1", "many", ("hra_10000",), ("hra_1",)),
+    Claim(
+        "memory of the heads / their bytes", "heads", ("heads",), ("bytes",), 1.1, _MANY
+    ),
+)
+
+#: Targets that depend on the part.
+_TARGETS = {("many", "decoding"): 1.02, ("many", "training step"): 1.1}
+
+_INTRO = """\
+Ratios of medians: every round runs all variants of a block once, in an order drawn
+anew, in one process, after a warm-up, with the garbage collector off; intervals are the
+5th and 95th percentile of a bootstrap over rounds. *Same twice* is the ratio of a
+variant to itself, timed as if it were another: what the machine's noise does to a ratio
+of 1. A target is *met* or *missed* by the ratio; *within noise* says that it is nearer
+to the target than that noise, or that the interval has both sides. A "-" is no number:
+what is below costs nothing that could be measured. float32 everywhere.
+
+* **Backbones**: `shipped` is the trained backbone of the repository; `LxD` a Conformer
+  of L layers of width D with random weights: conv2d subsampling to 25 frames a second,
+  macaron feed-forward of 4 D, relative attention (4 heads, 8 from D = 512), convolution
+  kernel 31. Inputs are features of 80 bands: the frontend is not in the times.
+* **bare** is ESPnet's own encoder. All variants stand on the same tensors. `HRA` is an
+  IndRNN controller with a linear head; `residual` is this package's; LoRA is PEFT's own
+  model on ESPnet's own encoder, on linear_q and linear_v; *at HRA's budget* is the rank
+  whose tasks come nearest to HRA's parameters (c = d).
+* **arithmetic**: multiply-accumulates of the layers' weights with the adapter over
+  those without; for `LxD` it is 1 + c / (12 d).
+* A **training step** is forward, CTC (64 tokens), backward, clipping, and AdamW over
+  all parameters, one task in the batch. HRA trains controller and head. BatchNorm is
+  frozen in all variants, full fine-tuning too. Dropout is at work in full fine-tuning;
+  a frozen backbone has none (this package's default, set for PEFT's LoRA as well),
+  except where the table says *backbone's dropout*.
+* **Memory** on a CPU is the largest resident set during the third step, in a process of
+  its own, less what was there before anything was built: weights, gradients, states of
+  the optimizer and activations are in it. On a GPU it is torch's
+  `max_memory_allocated`.
+* **Registered** tasks are in the model and the optimizer; one of them is in the batch.
+"""
+
+
+# ------------------------------------------------------------------------- reading
+
+
+def read(path: Path) -> List[Row]:
+    """The rows of a table, none if there is no such file.
+
+    Raises:
+        ScoringError: It has other columns, or a damaged line.
+    """
+    return scoring.read_table(path, Row)
+
+
+def measurements(rows: Sequence[Row]) -> List[Measurement]:
+    """Of each part of each case the one with most rounds; the latest of equals."""
+    found: Dict[Tuple[Any, ...], Dict[Tuple[Any, ...], Measurement]] = {}
+    for row in rows:
+        settings = (row.rounds, row.batch, row.seconds)
+        by_settings = found.setdefault((row.environment, row.place), {})
+        by_settings.setdefault(settings, Measurement()).rows[row.variant] = row
+    return [
+        max(by_settings.values(), key=lambda m: (m.first.rounds, m.first.date))
+        for by_settings in found.values()
+    ]
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def write(rows: Sequence[Row], folder: Path, command: str) -> List[Path]:
+    """Write the page and its pictures.
+
+    Args:
+        rows: Of the table.
+        folder: Where to write.
+        command: The command that makes them.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        SpeedError: There is nothing to show.
+    """
+    if not rows:
+        raise SpeedError(f"there are no results to show: {folder / TSV} has no lines")
+    parts = [
+        "# What HRA costs: time and memory\n",
+        f"Made of [{TSV}]({TSV}) by `{command}`, which writes all of it anew.\n",
+        _INTRO,
+    ]
+    files = []
+    by_environment: Dict[Tuple[Any, ...], List[Measurement]] = {}
+    for measurement in measurements(rows):
+        by_environment.setdefault(measurement.first.environment, []).append(measurement)
+    for number, (environment, found) in enumerate(by_environment.items(), 1):
+        name, device, threads, versions = environment
+        commits = sorted({m.first.commit for m in found} - {""})
+        dates = sorted({m.first.date for m in found})
+        parts += [
+            f"## {name}\n",
+            f"{'GPU' if device == 'cuda' else f'CPU, {threads} threads'}; {versions}; "
+            f"commit {', '.join(commits) or 'unknown'}; "
+            f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}.\n",
+            "### Ratios\n",
+            report._markdown(ratio_cells(found)),
+        ]
+        figure = draw(found, name)
+        if figure is not None:
+            stem = f"speed_{device}" + (f"_{number}" if number > 1 else "")
+            for kind in ("png", "svg"):
+                files.append(folder / f"{stem}.{kind}")
+                scoring.write(files[-1], report._encoded(figure, kind))
+            parts.append(f"![How time grows]({stem}.png)\n")
+        parts += [
+            "<details><summary>All medians</summary>\n",
+            report._markdown(median_cells(found)),
+            "</details>\n",
+        ]
+    scoring.write(folder / MARKDOWN, "\n".join(parts))
+    return [folder / MARKDOWN, *files]
+
+
+def verdict(
+    found: Ratio, target: Optional[float], noise: Optional[Ratio] = None
+) -> str:
+    """Whether a ratio is at most the target, and whether noise could turn that.
+
+    Args:
+        found: The ratio.
+        target: What it is to be at most; None for no verdict.
+        noise: Of the same variant to itself, if that says something about this ratio.
+    """
+    if target is None:
+        return ""
+    if not math.isfinite(found.value):
+        return "not measurable"
+    met = found.value <= target
+    unsure = found.low <= target < found.high
+    if noise is not None:
+        unsure |= abs(found.value / target - 1) <= abs(noise.value - 1)
+    return ("met" if met else "**missed**") + (", within noise" if unsure else "")
+
+
+def ratio_cells(found: Sequence[Measurement]) -> List[List[str]]:
+    """The table of ratios.
+
+    Args:
+        found: Of one machine.
+    """
+    cells = [
+        ["ratio", "of", "backbone", "batch", "s", "target", "arithmetic"]
+        + ["measured", "5 to 95 %", "same twice", "runs", "target is"]
+    ]
+    for claim in CLAIMS:
+        for m in found:
+            value = m.ratio(claim.top, claim.bottom)
+            if m.first.case != claim.case or value is None:
+                continue
+            row, target = m.first, claim.target
+            target = _TARGETS.get((claim.case, row.part), target)
+            if claim.only not in ("", row.part):
+                target = None
+            noise = m.noise
+            rounds = min(len(m.rows[name].numbers) for name in claim.top)
+            cells.append(
+                [
+                    _filled(claim, m),
+                    _WORK.get(row.case, "{part}").format(part=row.part),
+                    row.backbone,
+                    str(row.batch),
+                    f"{row.seconds:g}",
+                    "" if target is None else f"{target:g}",
+                    m.rows[claim.top[0]].arithmetic if claim.arithmetic else "",
+                    f"**{_number(value.value)}**",
+                    _range(value),
+                    "" if noise is None else f"{noise.value:.3f}",
+                    str(rounds),
+                    # The noise of a ratio says nothing about one of differences.
+                    verdict(value, target, noise if len(claim.top) == 1 else None),
+                ]
+            )
+    return cells
+
+
+#: What is measured, where the part does not say it.
+_WORK = {"encoder": "encoder", "mixed": "encoder", "memory": "peak memory, {part}"}
+
+
+def _filled(claim: Claim, m: Measurement) -> str:
+    """The text of a claim, with the sizes of its variants."""
+    details = dict.fromkeys(
+        m.rows[name].detail
+        for name in (claim.top[0], claim.bottom[0])
+        if m.rows[name].detail and name not in ("none", "full", "bytes")
+    )
+    text = f"{claim.text} ({'; '.join(details)})" if details else claim.text
+    return f"{text}, {m.first.part}" if claim.case == "mixed" else text
+
+
+def median_cells(found: Sequence[Measurement]) -> List[List[str]]:
+    """The table of all medians.
+
+    Args:
+        found: Of one machine.
+    """
+    cells = [["case", "part", "backbone", "batch", "s", "variant", "size"]]
+    cells[0] += ["one task", "median", "runs", "/ first"]
+    for m in found:
+        base = next(iter(m.rows))
+        for name, row in m.rows.items():
+            value = m.ratio([name], [base])
+            cells.append(
+                [
+                    row.case,
+                    row.part,
+                    row.backbone,
+                    str(row.batch),
+                    f"{row.seconds:g}",
+                    name,
+                    row.detail,
+                    f"{row.task_params:,}" if row.task_params else "",
+                    f"{statistics.median(row.numbers):,.1f} {row.unit}",
+                    str(len(row.numbers)),
+                    "" if value is None or name == base else _number(value.value),
+                ]
+            )
+    return cells
+
+
+def _range(value: Ratio) -> str:
+    if math.isnan(value.low):
+        return ""
+    return f"{_number(value.low)} to {_number(value.high)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+# ------------------------------------------------------------------- the pictures
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a picture: (x, ratio) of measurements in which both variants are."""
+
+    label: str
+    top: str
+    bottom: str
+    style: str
+    line: str = "-"
+
+
+_DEPTH = (
+    Curve("HRA, c = d", "hra", "none", "hra"),
+    Curve("residual", "residual", "none", "residual"),
+    Curve("PEFT LoRA, r = 8", "lora8", "none", "lora"),
+)
+_BATCH = (
+    Curve("HRA, one task", "hra", "none", "hra"),
+    Curve("HRA, a task per utterance", "hra_mixed", "none", "hra", "--"),
+    Curve("PEFT LoRA, one task", "lora", "none", "lora"),
+    Curve("PEFT LoRA, a task per utterance", "lora_mixed", "none", "lora", "--"),
+)
+
+
+def draw(found: Sequence[Measurement], title: str) -> Optional[Any]:
+    """Draw how time grows with tasks, layers and batch.
+
+    Args:
+        found: Of one machine.
+        title: What the machine is.
+
+    Returns:
+        A figure; None if no curve has two points.
+    """
+    growth = [m for m in found if m.first.case == "growth"]
+    depth = [m for m in growth if m.first.part.endswith("layers")]
+    batch = [m for m in growth if m.first.part.startswith("batch")]
+    layers: Callable[[Row], float] = lambda row: int(row.part.split()[0])
+    panels = [
+        ("registered tasks", "time / with 1 task", _registered(found)),
+        ("layers (batch 1)", "time / bare encoder", _points(depth, _DEPTH, layers)),
+        (
+            "utterances in a batch",
+            "time / bare encoder",
+            _points(batch, _BATCH, lambda row: row.batch),
+        ),
+    ]
+    panels = [(x, y, {c: p for c, p in lines.items() if len(p) > 1})
+              for x, y, lines in panels]  # fmt: skip
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        return None
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(3.9 * len(panels), 4.2), layout="constrained")
+    for axes, (x_label, y_label, lines) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels
+    ):
+        axes.axhline(1.0, color="#666666", linewidth=1)
+        for curve, points in lines.items():
+            colour, marker = report.STYLES[curve.style]
+            x, values = zip(*points)
+            y = np.array([v.value for v in values])
+            low, high = (np.array([getattr(v, k) for v in values]) for k in _ENDS)
+            filled = colour if curve.line == "-" else "white"
+            axes.plot(
+                x,
+                y,
+                curve.line,
+                marker=marker,
+                color=colour,
+                markersize=5,
+                markerfacecolor=filled,
+                linewidth=1.4,
+                label=curve.label,
+            )
+            if np.isfinite([low, high]).all():
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axes.set_xticks(ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(axis="both", which="major", color="#d0d0d0", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=2 if len(lines) > 3 else len(lines),
+            frameon=False,
+            fontsize=7,
+        )
+    figure.suptitle(f"How time grows, {title}", fontsize=10)
+    return figure
+
+
+_ENDS = ("low", "high")
+
+Points = Dict[Curve, List[Tuple[float, Ratio]]]
+
+
+def _points(
+    found: Sequence[Measurement], curves: Sequence[Curve], x: Callable[[Row], float]
+) -> Points:
+    """The points of each curve, one for each measurement."""
+    points: Points = {}
+    for curve in curves:
+        for m in found:
+            value = m.ratio([curve.top], [curve.bottom])
+            if value is not None:
+                points.setdefault(curve, []).append((x(m.first), value))
+    return {c: sorted(p, key=lambda point: point[0]) for c, p in points.items()}
+
+
+def _registered(found: Sequence[Measurement]) -> Points:
+    """The curves over registered tasks, of the backbone with most points."""
+    best: Dict[str, Tuple[int, Mapping[str, Any]]] = {}
+    for m in found:
+        if m.first.case == "many":
+            counts = {
+                int(name.split("_")[1]): name
+                for name in m.rows
+                if not name.endswith(AGAIN)
+            }
+            if len(counts) > best.get(m.first.part, (0, {}))[0]:
+                best[m.first.part] = len(counts), {"m": m, "counts": counts}
+    points: Points = {}
+    for i, (part, (_, chosen)) in enumerate(best.items()):
+        curve = Curve(part, "", "", "hra", "--" if i else "-")
+        counts = chosen["counts"]
+        for n in sorted(counts):
+            value = chosen["m"].ratio([counts[n]], [counts[min(counts)]])
+            points.setdefault(curve, []).append((n, value))
+    return points
+
+
+assert {f.type for f in fields(Row)} <= {str, int, float}  # what a table can hold
