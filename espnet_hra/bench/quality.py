@@ -47,7 +47,10 @@ DEV = "dev.tsv"
 #: The split of the speech that the backbone knows, and its data set.
 KNOWN, KNOWN_SET = "backbone", "backbone_test"
 
-_PLAN_KEYS = {"corpus", "few_tasks", "rates", "choices", "runs", "alone", "forgetting"}
+_PLAN_KEYS = {
+    *("corpus", "reference", "few_tasks", "rates", "choices"),
+    *("runs", "alone", "forgetting"),
+}
 
 
 class BenchError(UserError, RuntimeError):
@@ -431,7 +434,10 @@ class Comparison:
         head = report.head(self.corpus, command)
         closing = dev_tables(self._dev_rows(), self.differing_rates())
         closing += "\n" + _hours(self.work / "times.tsv")
-        return report.write(results, self.work, head, closing)
+        reference = self.plan.get("reference")
+        if reference not in {row.method for row in rows}:
+            reference = None
+        return report.write(results, self.work, head, closing, reference=reference)
 
     def differing_rates(self) -> Dict[str, float]:
         """Methods whose file has another rate than the best on dev, and the latter."""
