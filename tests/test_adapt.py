@@ -22,7 +22,7 @@ from adaptations import make_adaptation, texts, waves
 
 import espnet_hra
 from espnet_hra import cli, taskfile
-from espnet_hra.adapt import cluster, main, plan, worker
+from espnet_hra.adapt import cluster, main, plan
 from espnet_hra.errors import BaseModelError, ConfigError, DataError, TaskError
 
 TRAINING = {
@@ -357,10 +357,10 @@ class Killer(threading.Thread):
         while self.killed < self.times and not self.over.wait(0.01):
             try:
                 pid = int((self.folder / ".lock").read_text().split()[1])
-                epochs = (self.folder / "train.log").read_text().count("epoch results")
+                epochs = (self.folder / "train.log").read_text().count("epoch started")
             except (OSError, IndexError):
                 continue
-            if epochs > seen and pid != os.getpid():
+            if epochs > seen + 1 and pid != os.getpid():
                 os.kill(pid, signal.SIGKILL)
                 self.killed, seen = self.killed + 1, epochs
 
@@ -388,3 +388,176 @@ def test_a_task_goes_on_when_its_worker_is_killed(
     # What has failed is gone on with as well.
     assert main([*argv[:-1], "2"]) == 0
     assert {row["status"] for row in table(out).values()} == {"done"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_the_same_command_goes_on_from(
+    base, joint, an4, tmp_path, threads
+):
+    tasks = {f"t{i}": slice(i % 3, i % 3 + 2) for i in range(4)}
+    data = make_data(an4, tmp_path / "data", tasks)
+    out = tmp_path / "out"
+    argv = command(base, joint, data, out, max_epoch=12)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "espnet_hra.cli", "adapt", *argv, "--nj", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    said = []
+    for line in run.stdout:
+        said.append(line)
+        if line.startswith("[1 of 4 done"):
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    assert run.wait() == 130, "".join(said)
+    assert "espnet-hra adapt: interrupted\n" in said
+    assert "Traceback" not in "".join(said)
+    status = [row["status"] for row in table(out).values()]
+    assert set(status) == {"done", "left"}
+    assert main([*argv, *threads]) == 0
+    rows = table(out)
+    assert {row["status"] for row in rows.values()} == {"done"}
+    before = [row for row in rows.values() if row["note"] == "from an earlier run"]
+    assert len(before) == status.count("done")
+    assert {row["updates"] for row in rows.values()} == {"12"}
+
+
+# --------------------------------------------------------------------------- clusters
+
+
+def test_the_block_parallel_is_espnet3s(tmp_path):
+    path = tmp_path / "training.yaml"
+    block = {"env": "slurm", "n_workers": 3, "options": {"queue": "cpu"}}
+    for content in (block, {"parallel": block}, {"parallel": block, "seed": 1}):
+        path.write_text(yaml.safe_dump(content))
+        assert cluster.read(str(path), None) == block
+    assert cluster.read(str(path), 7)["n_workers"] == 7
+    path.write_text("env: local\n")
+    assert cluster.read(str(path), None)["n_workers"] == 1  # as for ESPnet3
+    assert cluster.read(None, 4) == {"env": "local", "n_workers": 4, "options": {}}
+    assert cluster.read(None, None)["n_workers"] == cluster.processors()
+
+
+def test_a_block_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "training.yaml"
+    for content, found in (
+        ({"env": "slurm", "workers": 3}, "found workers"),
+        ({"env": "slurm", "options": "cpu"}, "found options"),
+        ({"parallel": [1]}, "found"),
+    ):
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(ConfigError, match=found):
+            cluster.read(str(path), None)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        cluster.read(str(tmp_path / "none.yaml"), None)
+
+
+def test_workers_that_cannot_be_started_are_one_line():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ConfigError, match="env: moon: the workers cannot be started"):
+        with cluster.client({"env": "moon", "n_workers": 1, "options": {}}):
+            pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_a_batch_system(base, joint, data, first, tmp_path, monkeypatch):
+    """Slurm as dask_jobqueue knows it; jobs run at once, and here."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, lines in (
+        (
+            "sbatch",
+            'job=$(mktemp --tmpdir="${0%/*}")\ncat "$1" >"$job"\n'
+            'setsid bash "$job" >>"$0.log" 2>&1 &\necho "Submitted batch job $!"',
+        ),
+        ("scancel", 'kill -- -"$1"'),
+    ):
+        (folder / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    options = {"cores": 1, "processes": 1, "memory": "3GB", "walltime": "00:20:00"}
+    prologue = ["export OMP_NUM_THREADS=1"]
+    block = {"env": "slurm", "n_workers": 1, "options": options}
+    options.update(job_script_prologue=prologue, interface="lo")
+    path = tmp_path / "slurm.yaml"
+    path.write_text(yaml.safe_dump({"parallel": block}))
+    out = tmp_path / "out"
+    argv = [*command(base, joint, data, out), "--parallel", str(path)]
+    assert main(argv) == 1
+    assert table(out)["a"]["status"] == table(out)["b.2"]["status"] == "done"
+    assert equal(head(out, "a"), head(first, "a"))
+
+
+# ------------------------------------------------------------------- what is refused
+
+
+def test_what_cannot_be_done_for_any_task_is_one_line(
+    base, joint, an4, data, first, tmp_path
+):
+    good = command(base, joint, data, tmp_path / "out")
+
+    def changed(option, value):
+        argv = list(good)
+        argv[argv.index(option) + 1] = str(value)
+        return argv
+
+    for argv, error, message in (
+        ([*good, "--output_dir", "x"], ConfigError, "--output_dir is not possible"),
+        ([*good, "--tasks", "a", "z"], TaskError, "has the task z; tasks of the data"),
+        (changed("--data", an4["train"]), DataError, "utt2task: cannot be read"),
+        (changed("--init_adapter", "x.pth"), BaseModelError, "there is no such file"),
+        (changed("--pretrained_model", "/x"), BaseModelError, "no such file or folder"),
+        (changed("--out", base), BaseModelError, "this is the folder of a model"),
+        ([*good, "--ngpu", "2"], ConfigError, "a task trains on one GPU"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            main(argv)
+        assert "\n" not in str(caught.value)
+    other = {"adapter": "hra", "adapter_conf": {"controller_size": 8}}
+    argv = command(base, joint, data, tmp_path / "out", encoder_conf=other)
+    with pytest.raises(BaseModelError, match="not an adapter of this configuration"):
+        main(argv)
+    with pytest.raises(SystemExit, match="2"):
+        main([*good, "--nj", "0"])
+
+
+def test_one_command_at_a_time_works_on_a_folder(base, joint, data, tmp_path):
+    out = tmp_path / "out"
+    (out / "adapt").mkdir(parents=True)
+    with open(out / "adapt" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TaskError, match="another `espnet-hra adapt` is at work"):
+            main(command(base, joint, data, out))
+
+
+def test_a_training_that_changes_nothing_has_failed(
+    base, joint, data, threads, tmp_path
+):
+    out = tmp_path / "out"
+    argv = command(base, joint, data, out, optim="sgd", optim_conf={"lr": 0.0})
+    assert main([*argv, *threads, "--tasks", "a"]) == 1
+    assert "has changed nothing" in table(out)["a"]["note"]
+    assert not list(out.glob("tasks/*.safetensors"))
+
+
+def test_utterances_without_a_task_are_said(data, tmp_path):
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    path = data / "train" / "utt2task"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].split()[0], *lines[1:]]) + "\n")
+    parts, warnings = plan.read_data(data)
+    assert warnings == [
+        f"{data / 'train'}: 1 utterances are left out, as utt2task does not name their "
+        f"task: {lines[0].split()[0]}"
+    ]
+    assert len(parts["train"]["a"]["wav.scp"]) == 2
+    assert len(parts["dev"]["a"]["wav.scp"]) == 3
+
+
+def test_help_says_what_scales_otherwise(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["adapt", "--help"])
+    assert "torchrun --nproc_per_node" in " ".join(capsys.readouterr().out.split())

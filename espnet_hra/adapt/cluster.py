@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
+from espnet_hra.adapt import signals
 from espnet_hra.errors import ConfigError
 
 _KEYS = ("env", "n_workers", "options", "allow_overwrite_lock")
@@ -81,6 +82,7 @@ def settings(block: Dict[str, Any], retries: int, ngpu: int) -> Iterator[None]:
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
+        "distributed.worker.preload": [signals.__name__],
         # Data loaders may start processes (--num_workers).
         "distributed.worker.daemon": False,
     }
@@ -123,8 +125,10 @@ def client(block: Dict[str, Any]) -> Iterator[Any]:
     Raises:
         ConfigError: They cannot be started.
     """
-    from espnet3.parallel.parallel import get_client
     from omegaconf import OmegaConf
+
+    with signals.kept():
+        from espnet3.parallel.parallel import get_client
 
     with contextlib.ExitStack() as stack:
         try:

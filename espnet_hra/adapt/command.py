@@ -3,15 +3,13 @@
 import argparse
 import contextlib
 import json
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from espnet_hra import taskfile
-from espnet_hra.adapt import cluster, plan, table, worker
+from espnet_hra.adapt import cluster, plan, signals, table, worker
 from espnet_hra.errors import BaseModelError, ConfigError, DataError, TaskError
 from espnet_hra.names import check_task_name
 
@@ -150,7 +148,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for warning in warnings:
         print(f"espnet-hra adapt: {warning}", file=sys.stderr)
     out = _out(args)
-    with _exclusive(out), cluster.settings(block, args.retries, _ngpu(rest)):
+    _check_out(out, args.init_adapter)
+    ngpu = _ngpu(args.config, rest)
+    with _exclusive(out), cluster.settings(block, args.retries, ngpu):
         spec = _spec(args, rest, out)
         jobs, rows = _sort(spec, names, parts)
         return _Run(spec, jobs, rows, block).run()
@@ -178,6 +178,24 @@ def _out(args: argparse.Namespace) -> Path:
     return Path(args.init_adapter).expanduser().absolute().parent
 
 
+def _check_out(out: Path, init_adapter: Optional[str]) -> None:
+    """Refuse a folder of another model, and a controller that is not there."""
+    if init_adapter is not None and not Path(init_adapter).expanduser().is_file():
+        raise BaseModelError(
+            f"--init_adapter {init_adapter}: there is no such file; give the "
+            "checkpoint of a joint adaptation, e.g. exp/asr_hra/valid.cer_ctc.ave.pth"
+        )
+    if _is_home(init_adapter, out) or (out / plan.WORK / _IDENTITY).is_file():
+        return
+    others = [p.name for p in (out / _CONFIG, *out.glob("*.pth")) if p.exists()]
+    if others:
+        raise BaseModelError(
+            f"--out {out}: this is the folder of a model ({', '.join(sorted(others))}) "
+            "that --init_adapter does not name; give a checkpoint of it, or another "
+            "folder"
+        )
+
+
 def _espnet_args(
     args: argparse.Namespace, rest: Sequence[str], out: Path
 ) -> argparse.Namespace:
@@ -201,13 +219,7 @@ def _espnet_args(
     if found.init_param:
         raise ConfigError("init_param: give the base as --pretrained_model instead")
     if found.init_adapter is not None:
-        path = Path(found.init_adapter).expanduser()
-        if not path.is_file():
-            raise BaseModelError(
-                f"--init_adapter {path}: there is no such file; give the checkpoint of "
-                "a joint adaptation, for instance exp/asr_hra/valid.cer_ctc.ave.pth"
-            )
-        found.init_adapter = str(path.absolute())
+        found.init_adapter = str(Path(found.init_adapter).expanduser().absolute())
     own = dict(found.encoder_conf.get("adapter_conf") or {}, regime="new_task")
     if own.get("new_tokens") == projection.AUTO:
         raise ConfigError(
@@ -218,10 +230,15 @@ def _espnet_args(
     return found
 
 
-def _ngpu(rest: Sequence[str]) -> int:
+def _ngpu(config: Optional[str], rest: Sequence[str]) -> int:
     """ESPnet's ``--ngpu``, which is needed before ESPnet can be asked."""
+    from espnet_hra.archive import read_yaml
+
+    default = 0
+    if config is not None and Path(config).is_file():
+        default = read_yaml(Path(config)).get("ngpu", 0)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ngpu", type=int, default=0)
+    parser.add_argument("--ngpu", type=int, default=default)
     return parser.parse_known_args(rest)[0].ngpu
 
 
@@ -257,8 +274,10 @@ def _exclusive(out: Path) -> Iterator[None]:
 def _spec(args: argparse.Namespace, rest: Sequence[str], out: Path) -> worker.Spec:
     """What all jobs have in common; tried here, so that one message serves for all."""
     options = _espnet_args(args, rest, out)
+    # The machine that hands out the jobs need not have a GPU.
+    ngpu, options.ngpu = options.ngpu, 0
     bench = worker.Workbench(options)
-    state, tasks = _checkpoint(bench, options.init_adapter)
+    state, tasks = _checkpoint(options.init_adapter)
     found = argparse.Namespace(**vars(bench.args))
     found.encoder_conf = {**found.encoder_conf, "tasks": tasks}
     _model_folder(out, found, bench.identity, state)
@@ -267,6 +286,7 @@ def _spec(args: argparse.Namespace, rest: Sequence[str], out: Path) -> worker.Sp
         f"({options.pretrained_model}) and what tasks share are frozen",
         flush=True,
     )
+    found.ngpu = ngpu
     return worker.Spec(
         options={**vars(found), "encoder_conf": {**found.encoder_conf, "tasks": []}},
         key=plan.config_key(vars(found), bench.identity),
@@ -277,9 +297,7 @@ def _spec(args: argparse.Namespace, rest: Sequence[str], out: Path) -> worker.Sp
     )
 
 
-def _checkpoint(
-    bench: worker.Workbench, init_adapter: Optional[str]
-) -> Tuple[Dict[str, Any], List[str]]:
+def _checkpoint(init_adapter: Optional[str]) -> Tuple[Dict[str, Any], List[str]]:
     """The adapter that tasks are added to: its tensors, and its tasks."""
     from espnet_hra.loading import read_state
     from espnet_hra.model import ADAPTER_PREFIX
@@ -302,34 +320,30 @@ def _model_folder(
     identity: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> None:
-    """Make a model of a folder, unless the controller comes from it.
-
-    Raises:
-        BaseModelError: It is the folder of another model.
-    """
+    """Make a model of a folder, unless the controller comes from it."""
     import yaml
 
     from espnet_hra.trainer import atomic_save
 
-    if args.init_adapter is not None and Path(args.init_adapter).parent == out:
+    if _is_home(args.init_adapter, out):
         return
     marker = out / plan.WORK / _IDENTITY
     text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
     whole = all((out / name).is_file() for name in (_CONFIG, _CHECKPOINT))
     if whole and marker.is_file() and marker.read_text(encoding="utf-8") == text:
         return
-    others = [p.name for p in (out / _CONFIG, *out.glob("*.pth")) if p.exists()]
-    if others and not marker.is_file():
-        raise BaseModelError(
-            f"--out {out}: this is the folder of a model ({', '.join(sorted(others))}) "
-            "that --init_adapter does not name; give a checkpoint of it, or another "
-            "folder"
-        )
     out.mkdir(parents=True, exist_ok=True)
     atomic_save(dict(state), out / _CHECKPOINT)
     config = yaml.safe_dump({**vars(args), "config": None}, sort_keys=False)
     taskfile.write_atomic(out / _CONFIG, config.encode())
     taskfile.write_atomic(marker, text.encode())
+
+
+def _is_home(init_adapter: Optional[str], out: Path) -> bool:
+    """Whether the controller comes from this folder."""
+    if init_adapter is None:
+        return False
+    return Path(init_adapter).expanduser().absolute().parent.resolve() == out.resolve()
 
 
 # ------------------------------------------------------------------------- the fan-out
@@ -385,11 +399,15 @@ class _Run:
         )
         self.start = time.monotonic()
         try:
-            with _terminable():
+            with signals.terminable():
                 if self.jobs:
                     self._spread()
         except KeyboardInterrupt:
-            print("\nespnet-hra adapt: interrupted", file=sys.stderr)
+            print("\nespnet-hra adapt: interrupted", file=sys.stderr, flush=True)
+            for job in self.jobs:  # workers end, and some have made it
+                left = self.rows[job.name]["status"] == "left"
+                if left and plan.is_done(Path(self.spec.out), job):
+                    self.rows[job.name] = worker.result_of(Path(self.spec.out), job)
         return self._conclude()
 
     def _spread(self) -> None:
@@ -401,9 +419,10 @@ class _Run:
         from distributed import TimeoutError, wait
 
         waiting, running = list(reversed(self.jobs)), {}
+        told = False
         # More workers than jobs would be of no use.
         self.block["n_workers"] = min(self.block["n_workers"], len(waiting))
-        with cluster.client(self.block) as client:
+        with cluster.client(self.block) as client, signals.quiet_end():
             while waiting or running:
                 slots = sum(client.nthreads().values())
                 while waiting and len(running) < slots:
@@ -413,7 +432,10 @@ class _Run:
                     )
                     running[future] = job
                 if not running:
-                    time.sleep(_TICK)  # workers are on their way
+                    if not told:
+                        print("waiting for workers", flush=True)
+                        told = True
+                    time.sleep(_TICK)
                     continue
                 try:
                     ready = wait(list(running), _TICK, "FIRST_COMPLETED").done
@@ -475,7 +497,7 @@ class _Run:
         from espnet_hra.base_model import open_base
 
         out, used = Path(self.spec.out), self.spec.options["init_adapter"]
-        if used is None or Path(used).parent != out:
+        if not _is_home(used, out):
             return out
         found = open_base(str(out)).model_file
         return out if found.resolve() == Path(used).resolve() else Path(used)
@@ -502,20 +524,3 @@ def _duration(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM, which batch systems send before they kill, be like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

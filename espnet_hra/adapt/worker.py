@@ -69,6 +69,8 @@ def run(spec: Spec, job: Job) -> Dict[str, Any]:
     Returns:
         The task's row, see :mod:`espnet_hra.adapt.table`.
     """
+    # It would complain of every job that is at work when the command is interrupted.
+    logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
     start = time.monotonic()
     folder = plan.work_of(Path(spec.out), job.name)
     row: Dict[str, Any] = {"task": job.name, "utterances": job.utterances}
@@ -245,7 +247,7 @@ class Workbench:
         HRATask.load_initial_adapter(self.args, self.model)
         encoder = self.model.encoder
         self.parameters = encoder.adapter.heads.size
-        self._initial = encoder.adapter.heads.vector(_FIRST).detach().clone()
+        vector = encoder.adapter.heads.vector(_FIRST)
         encoder.remove_task(_FIRST)
         base = dict(self.args.base_fingerprint)
         base.pop("encoder")
@@ -258,6 +260,7 @@ class Workbench:
             dtype=getattr(torch, self.args.train_dtype),
             device="cuda" if self.args.ngpu > 0 else "cpu",
         )
+        self._initial = vector.detach().to(next(self.model.parameters()))
         self._at_rest = encoder.identity()  # another where the type is another
         self.requirements = validate.requirements_from_config(self.args)
         self.requirements.tasks = None
@@ -277,8 +280,10 @@ class Workbench:
             and those ``_before``; ``scores`` for the task's file.
 
         Raises:
-            TaskError: The training has changed something else than the head.
+            TaskError: The training has changed something else than the head, or
+                nothing.
         """
+        import torch
         from espnet2.train.distributed_utils import resolve_distributed_mode
 
         from espnet_hra.adapt.training import one_head
@@ -298,6 +303,11 @@ class Workbench:
             after = self._score(name, lists["valid"])
             if encoder.identity() != self._at_rest:
                 raise TaskError(f"task {name!r}: its training has changed the base")
+            if torch.equal(encoder.adapter.heads.vector(name), self._initial):
+                raise TaskError(
+                    f"task {name!r}: its training has changed nothing (were all losses "
+                    "or gradients infinite? its log says it)"
+                )
             row = {
                 "tensors": copy.deepcopy(encoder.adapter.heads.tensors(name)),
                 "updates": found["updates"],
