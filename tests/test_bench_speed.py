@@ -35,7 +35,7 @@ def page_line(out, *words):
     """The cells of the line of the page in which all these words are."""
     lines = (out / "SPEED.md").read_text().splitlines()
     (line,) = [line for line in lines if all(f"|{w}" in line for w in words)]
-    return line.strip("|").split("|")
+    return line[1:-1].split("|")
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ RANDOM = ("12x256", "18x512")
 #: Billions of multiply-accumulates that a block may take on a CPU: rounds are as many
 #: as that gives, between these bounds. A rule of the block alone, so that all machines
 #: measure the same.
-LIMIT, FEWEST, MOST = 1200, 5, 31
+LIMIT, FEWEST, MOST = 1000, 5, 31
 
 #: Seconds of speech in an utterance: the first with which a run stays below so many.
 SPEECH = ((5.0, 25), (2.0, 150), (1.0, 0))
@@ -138,7 +138,7 @@ class Block:
         seconds = len(self.variants) * (runs * (gmacs / rate + 0.01) + building)
         seconds += 4e-6 * runs * tasks if self.work == "step" else 0
         children = 0 if self.kind == "time" else len(self.variants) * self.rounds
-        return seconds + 3.0 * children + 1e-4 * tasks + 2e-9 * self.head_bytes
+        return seconds + 2.5 * children + 1e-4 * tasks + 2e-9 * self.head_bytes
 
     @property
     def head_bytes(self) -> int:
