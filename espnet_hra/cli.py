@@ -61,6 +61,12 @@ def _pack(argv: List[str]) -> None:
     pack.main(argv)
 
 
+def _adapt(argv: List[str]) -> int:
+    from espnet_hra import adapt
+
+    return adapt.main(argv)
+
+
 def _report(argv: List[str]) -> int:
     from espnet_hra import report
 
@@ -94,6 +100,7 @@ def _read_config(path: str) -> Dict[str, Any]:
 
 _COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
     "train": (_train, "train an adapter on a frozen base (ESPnet's options)"),
+    "adapt": (_adapt, "train thousands of new tasks, spread over workers (Dask)"),
     "decode": (_decode, "decode data with tasks (ESPnet's options)"),
     "transcribe": (_transcribe, "write down what is said in audio files"),
     "params": (_params, "table of trainable and per-task parameters"),

@@ -330,8 +330,8 @@ class AdaptedEncoder(torch.nn.Module):
             path: The file to write.
             info: What is said about the task: ``license``, ``languages``, ``data``,
                 ``scores``, ``date``; see :data:`espnet_hra.taskfile.INFO`. What was
-                said in the file that it was loaded from is said again, but for scores
-                and date if the task has been trained since.
+                said in the file that it was loaded from is said again, but for scores,
+                date and training if the task has been trained since.
 
         Raises:
             TaskError: The task is unknown, has values that are no numbers, or the file
@@ -354,7 +354,8 @@ class AdaptedEncoder(torch.nn.Module):
         vector = self.adapter.heads.vector(name)
         info, loaded = getattr(vector, "espnet_hra_info", ({}, None))
         if loaded is not None and loaded != fingerprint([("", vector)]):
-            info = {k: v for k, v in info.items() if k not in ("scores", "date")}
+            untrue = ("scores", "date", "training")
+            info = {k: v for k, v in info.items() if k not in untrue}
         return dict(info)
 
     def load_task(self, path: Union[str, os.PathLike], *, replace: bool = False) -> str:

@@ -67,6 +67,9 @@ class Speech2Text(asr_inference.Speech2Text):
         TaskError: The task is unknown.
     """
 
+    #: Builds the model.
+    loader: type = ModelLoader
+
     def __init__(
         self,
         asr_train_config: Union[Path, str, None] = None,
@@ -79,7 +82,7 @@ class Speech2Text(asr_inference.Speech2Text):
         **kwargs: Any,
     ):
         built_by = type(
-            "ModelLoader", (ModelLoader,), {"base_override": pretrained_model}
+            "ModelLoader", (self.loader,), {"base_override": pretrained_model}
         )
         if ctc_greedy:
             # The beam is not used; the smallest keeps ESPnet's constructor content.

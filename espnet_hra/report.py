@@ -435,7 +435,7 @@ def write(
     files, shown = [], []
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {
-        TASKS: (draw_tasks(found, split, rates), f"CER of each task, {split}"),
+        TASKS: (draw_tasks(found, split, against), f"CER of each task, {split}"),
         TRADEOFF: (
             draw_tradeoff(found, split),
             f"CER against the parameters of a task, {split}",
@@ -608,13 +608,14 @@ def _markdown(cells: Sequence[Sequence[str]]) -> str:
 # --------------------------------------------------------------------- the pictures
 
 
-def draw_tasks(found: Mapping[str, System], split: str, rates: Mapping[str, float]):
+def draw_tasks(found: Mapping[str, System], split: str, reference: str):
     """Draw the CER of each task: a line of dots for each, a colour for each method.
 
     Args:
         found: The methods.
         split: The data set.
-        rates: By which the best of each family is chosen, if there are too many.
+        reference: The method that is shown of its family, if there are too many; of
+            each other family then the one whose tasks cost most nearly as much.
 
     Returns:
         A figure.
@@ -623,7 +624,7 @@ def draw_tasks(found: Mapping[str, System], split: str, rates: Mapping[str, floa
 
     methods = list(found)
     if len(methods) > MOST_METHODS:
-        methods = _best_of_families(found, rates)[:MOST_METHODS]
+        methods = _one_of_each_family(found, reference)[:MOST_METHODS]
     tasks = _tasks(found)
     left_out = len(tasks) - MOST_TASKS
     complete = [m for m in methods if m in _complete(found)]
@@ -707,12 +708,15 @@ def draw_tradeoff(found: Mapping[str, System], split: str):
     tasks = _tasks(found)
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.subplots()
+    names: List[Tuple[float, float, str, str]] = []
     if FROZEN in _complete(found):
-        frozen = found[FROZEN].mean(tasks)
+        frozen = found[FROZEN].mean(tasks).value
         colour, _ = _style(FROZEN, found)
-        axes.axhline(
-            frozen.value, color=colour, linestyle="--", linewidth=1, label="frozen"
-        )
+        line = {"color": colour, "linestyle": "--", "linewidth": 1}
+        if frozen < 1.5 * max(found[m].mean(tasks).value for m in methods):
+            axes.axhline(frozen, label="frozen", **line)
+        else:  # far off: it would press all others together
+            axes.plot([], [], label=f"frozen: {frozen:.1f}, far above", **line)
     for family in ordered(found[m].family for m in methods):
         members = [m for m in methods if found[m].family == family]
         members.sort(key=lambda m: found[m].per_task)
@@ -732,15 +736,10 @@ def draw_tradeoff(found: Mapping[str, System], split: str):
             label=family,
             zorder=3,
         )
-        for method, size, value in zip(members, sizes, values):
-            axes.annotate(
-                method,
-                (size, value.value),
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=colour,
-            )
+        names += [
+            (size, value.value, method, colour)
+            for method, size, value in zip(members, sizes, values)
+        ]
     axes.set_xscale("log")
     sizes = [n for m in methods for n in found[m].per_task]
     # Room for names, and a whole decade at least.
@@ -749,18 +748,53 @@ def draw_tradeoff(found: Mapping[str, System], split: str):
     axes.set_xlabel("parameters that each task adds (what tasks share is not counted)")
     axes.set_ylabel("mean CER (%), lower is better")
     _finish(figure, axes, f"CER and the price of a task, {split}", "both", 6)
+    _write_names(figure, axes, names)
     return figure
 
 
-def _best_of_families(
-    found: Mapping[str, System], rates: Mapping[str, float]
-) -> List[str]:
-    """The best method of each family with results of all tasks, the frozen first."""
+def _write_names(figure, axes, names: Sequence[Tuple[float, float, str, str]]) -> None:
+    """Write names beside points, each where it covers no other name.
+
+    Args:
+        figure: The figure.
+        axes: Its axes, with their final limits.
+        names: Point, name and colour of each.
+    """
+    figure.draw_without_rendering()  # so that places in pixels are known
+    taken: List = []
+    for x, y, name, colour in sorted(names, key=lambda item: (item[0], -item[1])):
+        text = axes.annotate(
+            name,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color=colour,
+        )
+        # Right of the point, a little higher or lower each time, else left of it.
+        steps = [4, -9, 13, -18, 22, -27, 31, -36]
+        places = [(7, dy, "left") for dy in steps] + [(-7, dy, "right") for dy in steps]
+        for dx, dy, side in places:
+            text.set_position((dx, dy))
+            text.set_horizontalalignment(side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def _one_of_each_family(found: Mapping[str, System], reference: str) -> List[str]:
+    """The method of each family whose size is next to the reference's."""
     complete = _complete(found)
+    size = math.log1p(found[reference].per_task[1])
     return [
         min(
             (m for m in complete if found[m].family == family),
-            key=lambda m: (rates.get(m, math.inf), m),
+            key=lambda m: (
+                m != reference,
+                abs(math.log1p(found[m].per_task[1]) - size),
+                m,
+            ),
         )
         for family in ordered(found[m].family for m in complete)
     ]

@@ -229,6 +229,18 @@ class HRATask(ASRTask):
         model.encoder.verify_backbone()
 
     @classmethod
+    def load_initial_adapter(
+        cls, args: argparse.Namespace, model: torch.nn.Module
+    ) -> None:
+        """Start from the controller and tasks that ``--init_adapter`` names.
+
+        Raises:
+            BaseModelError: They are of another configuration, or none are given where
+                the controller is frozen.
+        """
+        _load_initial_adapter(args, model)
+
+    @classmethod
     def build_untrained(cls, config: Mapping[str, Any]) -> torch.nn.Module:
         """The model of a configuration as training sees it, without its weights.
 
@@ -267,7 +279,7 @@ class HRATask(ASRTask):
         """As ASRTask; the last step before training prepares the model for it."""
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
-            _load_initial_adapter(args, model)
+            cls.load_initial_adapter(args, model)
             _report_parameters(args, model)
             if not any(p.numel() for p in model.parameters() if p.requires_grad):
                 raise ConfigError(

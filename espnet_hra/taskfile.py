@@ -48,6 +48,7 @@ INFO = {
     "scores": (list, "a list of {split, utterances, cer, wer}"),
     "date": (str, "a date such as 2026-01-31"),
     "base_tag": (str, "the base's tag in the model zoo or on the hub"),
+    "training": (str, "a digest of configuration, base, controller and data"),
 }
 
 #: Most bytes of the record, so that a file exceeds its tensors by 4 KiB at most.

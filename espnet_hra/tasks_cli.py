@@ -406,13 +406,16 @@ def _train(args: argparse.Namespace, found: Any, work: Path) -> bytes:
     """Train a task and return its file's content; nothing of the model changes."""
     import yaml
 
+    from espnet_hra import new_task
     from espnet_hra.inference import Speech2Text
     from espnet_hra.loading import read_config, read_state
     from espnet_hra.model import ADAPTER_PREFIX
     from espnet_hra.task import HRATask
 
     saved = read_config(found.config_file)
-    lists, minutes = _prepare(args, saved, work)
+    lists, minutes = new_task.prepare(
+        Path(args.data), _requirements(saved), work, args.skip_bad
+    )
     state = read_state(found.model_file)
     whole = any(not key.startswith(ADAPTER_PREFIX) for key in state)
     conf = dict(saved["encoder_conf"])
@@ -441,16 +444,12 @@ def _train(args: argparse.Namespace, found: Any, work: Path) -> bytes:
         command += ["--base_fingerprint", json.dumps(fingerprints)]
     if any(key.startswith(ADAPTER_PREFIX) for key in state):
         command += ["--init_adapter", str(found.model_file)]
-    for part, folder in lists.items():
-        for file, stream, kind in (
-            ("wav.scp", "speech", "sound"),
-            ("text", "text", "text"),
-        ):
-            command += [f"--{part}_data_path_and_name_and_type"]
-            command += [f"{folder / file},{stream},{kind}"]
-        for shape in ("speech_shape", "text_shape"):
-            if (folder / shape).is_file():
-                command += [f"--{part}_shape_file", str(folder / shape)]
+    for key, values in new_task.data_options(lists).items():
+        for value in values:
+            command += [
+                f"--{key}",
+                value if isinstance(value, str) else ",".join(value),
+            ]
     HRATask.main(cmd=command)
 
     speech2text = Speech2Text(
@@ -465,15 +464,10 @@ def _train(args: argparse.Namespace, found: Any, work: Path) -> bytes:
     if args.name in encoder.tasks:
         encoder.remove_task(args.name)  # to be replaced
     encoder.add_task(args.name)
-    _take(encoder, args.name, work / "exp")
+    new_task.take(encoder, args.name, work / "exp")
     info = {k: v for k, v in info_of(args).items() if v is not None}
-    count = sum(1 for _ in open(lists["train"] / "wav.scp", encoding="utf-8"))
-    info.setdefault(
-        "data",
-        f"{Path(args.data).resolve().name} ({count:,} utterances, {minutes:.1f} "
-        "minutes)",
-    )
-    scores = _score(speech2text, args.name, lists["valid"])
+    info.setdefault("data", new_task.describe(Path(args.data), lists, minutes))
+    scores = new_task.score(speech2text, args.name, lists["valid"])
     print(f"dev: {scores['utterances']} utterances, CER {scores['cer']} %")
     return taskfile.pack(
         args.name,
@@ -494,14 +488,8 @@ def _options(args: argparse.Namespace) -> Dict[str, Any]:
     return config
 
 
-def _prepare(
-    args: argparse.Namespace, saved: Dict[str, Any], work: Path
-) -> Tuple[Dict[str, Path], float]:
-    """Check the data and write them as lists for training.
-
-    Returns:
-        Folders of ``train`` and ``valid``, and the minutes to train on.
-    """
+def _requirements(saved: Dict[str, Any]) -> Any:
+    """What a model needs of its data."""
     from espnet_hra import validate
 
     try:
@@ -509,104 +497,7 @@ def _prepare(
     except (ValueError, OSError) as e:
         raise DataError(f"the model's configuration cannot be used: {e}") from e
     requirements.tasks = None  # they are the old ones
-    folder = Path(args.data)
-    parts = {"train": folder / "train", "valid": folder / "dev"}
-    if not all(path.is_dir() for path in parts.values()):
-        parts = {"all": folder}
-    reports = {}
-    for part, source in parts.items():
-        for name in ("wav.scp", "text"):
-            if not (source / name).is_file():
-                raise DataError(
-                    f"{source / name}: there is no such file; a Kaldi-style folder has "
-                    "wav.scp and text, or the folders train and dev with these"
-                )
-        report = validate.check(
-            source / "wav.scp", source / "text", requirements=requirements
-        )
-        if not report.ok:
-            if not args.skip_bad:
-                raise DataError(
-                    f"{source}: {report}\nCorrect them, or leave these utterances out "
-                    "with --skip_bad"
-                )
-            print(f"{source}: {report}\nLeft out, because of --skip_bad")
-        reports[part] = report
-    good = {part: sorted(report.good) for part, report in reports.items()}
-    if "all" in good:
-        every = good.pop("all")
-        good = {
-            "valid": every[::10],
-            "train": [u for u in every if u not in every[::10]],
-        }
-    lists = {}
-    for part in ("train", "valid"):
-        if not good[part]:
-            raise DataError(f"{folder}: no utterances for {part}")
-        key = part if part in parts else "all"
-        lists[part] = work / "data" / part
-        sources = {name: parts[key] / name for name in ("wav.scp", "text")}
-        validate.write_lists(sources, lists[part], good[part])
-        report = reports[key]
-        tokens = requirements.tokens
-        whole = work / "data" / f".{key}"
-        whole.mkdir(parents=True, exist_ok=True)
-        validate.write_shapes(report, whole, None if tokens is None else len(tokens))
-        for shape in whole.glob("*_shape"):
-            kept = set(good[part])
-            lines = [
-                line
-                for line in shape.read_text(encoding="utf-8").splitlines(True)
-                if line.split(maxsplit=1)[0] in kept
-            ]
-            (lists[part] / shape.name).write_text("".join(lines), encoding="utf-8")
-    report = reports["train" if "train" in reports else "all"]
-    samples = sum(report.samples[utterance] for utterance in good["train"])
-    return lists, samples / requirements.sample_rate / 60
-
-
-def _take(encoder: Any, name: str, exp: Path) -> None:
-    """Put what was trained into the task's place; the controller must be the same."""
-    import torch
-
-    from espnet_hra.base_model import open_base
-    from espnet_hra.loading import read_state
-    from espnet_hra.model import ADAPTER_PREFIX
-
-    trained = read_state(open_base(str(exp)).model_file)
-    key = f"{ADAPTER_PREFIX}heads.{name.replace('.', '/')}"
-    own = encoder.adapter.state_dict()
-    for other, tensor in trained.items():
-        part = other.removeprefix(ADAPTER_PREFIX)
-        if part.startswith("heads.") or part not in own:
-            continue
-        if not torch.equal(tensor, own[part]):
-            raise TaskError(f"task {name!r}: the training has changed {part}")
-    with torch.no_grad():
-        encoder.adapter.heads.vector(name).copy_(trained[key])
-
-
-def _score(speech2text: Any, name: str, folder: Path) -> Dict[str, Any]:
-    """Error rates of a task on the utterances that were held out."""
-    from espnet2.fileio.sound_scp import SoundScpReader
-
-    from espnet_hra import scoring
-
-    texts = scoring.read_text(folder / "text")
-    audio = SoundScpReader(str(folder / "wav.scp"), dtype="float32")
-    pairs = []
-    for utterance, reference in texts.items():
-        wave = audio[utterance][1]
-        wave = wave if wave.ndim == 1 else wave.mean(axis=1)
-        hypothesis = speech2text(wave, task=name)[0][0]
-        pairs.append((reference, hypothesis or ""))
-    errors = scoring.count_errors(pairs)
-    return {
-        "split": "dev",
-        "utterances": errors.utterances,
-        "cer": round(errors.cer, 2),
-        "wer": round(errors.wer, 2),
-    }
+    return requirements
 
 
 _COMMANDS = {

@@ -47,7 +47,10 @@ DEV = "dev.tsv"
 #: The split of the speech that the backbone knows, and its data set.
 KNOWN, KNOWN_SET = "backbone", "backbone_test"
 
-_PLAN_KEYS = {"corpus", "few_tasks", "rates", "choices", "runs", "alone", "forgetting"}
+_PLAN_KEYS = {
+    *("corpus", "reference", "few_tasks", "rates", "choices"),
+    *("runs", "alone", "forgetting"),
+}
 
 
 class BenchError(UserError, RuntimeError):
@@ -431,7 +434,10 @@ class Comparison:
         head = report.head(self.corpus, command)
         closing = dev_tables(self._dev_rows(), self.differing_rates())
         closing += "\n" + _hours(self.work / "times.tsv")
-        return report.write(results, self.work, head, closing)
+        reference = self.plan.get("reference")
+        if reference not in {row.method for row in rows}:
+            reference = None
+        return report.write(results, self.work, head, closing, reference=reference)
 
     def differing_rates(self) -> Dict[str, float]:
         """Methods whose file has another rate than the best on dev, and the latter."""
@@ -463,7 +469,7 @@ def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
     try:
         stats = safe_torch_load(checkpoint, map_location="cpu")["reporter"]["stats"]
         cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
-        updates = sum(epoch["train"]["total_count"] for epoch in stats.values())
+        updates = max(epoch["train"]["total_count"] for epoch in stats.values())
     except (OSError, KeyError) as error:
         raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
     return 100.0 * min(cers), updates
@@ -514,17 +520,21 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
             choices.setdefault(row.setting, []).append(row)
     if choices:
         first = next(iter(choices.values()))
-        mean = {k: sum(map(_cer, own)) / len(own) for k, own in choices.items()}
+        usual = {row.seed: row.cer for row in first}
         parts.append(f"## Choices of `{first[0].method}`, on dev\n")
         parts.append(
             f"CER (%) on the dev sets of {first[0].tasks} tasks after "
-            f"{first[0].updates} updates, and what each change makes of it.\n"
+            f"{first[0].updates} updates, and the difference that each change makes "
+            "with the same seeds.\n"
         )
         lines = [["", "seeds", "CER", "change"]]
-        base = mean[first[0].setting]
         for name, own in choices.items():
-            change = "" if name == first[0].setting else f"{mean[name] - base:+.1f}"
-            lines.append([name, str(len(own)), f"{mean[name]:.1f}", change])
+            mean = sum(map(_cer, own)) / len(own)
+            paired = [row.cer - usual[row.seed] for row in own if row.seed in usual]
+            change = ""
+            if own is not first and paired:
+                change = f"{sum(paired) / len(paired):+.1f}"
+            lines.append([name, str(len(own)), f"{mean:.1f}", change])
         parts.append(_table(lines))
     return "\n".join(parts)
 

@@ -1,0 +1,23 @@
+"""`espnet-hra adapt`: thousands of new tasks, each with a training of its own, on Dask.
+
+* :mod:`~espnet_hra.adapt.command` has the options, and hands jobs to the workers;
+* :mod:`~espnet_hra.adapt.plan` turns a data folder into jobs, and knows which are done;
+* :mod:`~espnet_hra.adapt.cluster` starts workers as ESPnet3's ``parallel`` block says;
+* :mod:`~espnet_hra.adapt.worker` is what a worker does: one task after the other on one
+  base that it loads once;
+* :mod:`~espnet_hra.adapt.table` writes down what has come of it.
+
+The head of a task depends on configuration, data and controller alone: whoever trains
+it, and beside whatever others, it has the same bits.
+"""
+
+from typing import List, Optional, Sequence
+
+__all__: List[str] = ["main"]
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command, see :func:`espnet_hra.adapt.command.main`."""
+    from espnet_hra.adapt import command
+
+    return command.main(argv)

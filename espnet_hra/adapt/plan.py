@@ -1,0 +1,283 @@
+"""From a data folder to jobs, and which of them are done.
+
+A job is a task with the lines of its utterances and a *key*: a digest of configuration,
+controller, base and data. The key is written into the task's file (as ``training``).
+What has a whole file with the key of today is done; what has another is trained anew.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from espnet_hra import taskfile
+from espnet_hra.encoder import read_tasks
+from espnet_hra.errors import DataError, TaskError
+from espnet_hra.names import listing
+from espnet_hra.store import FOLDER, TaskStore
+
+#: Folder with the logs of the tasks, and whatever a training needs meanwhile.
+WORK = "adapt"
+
+#: Parts of the data, as Kaldi and ESPnet name them.
+PARTS = ("train", "dev")
+
+_FILES = ("wav.scp", "text")
+
+#: Options without influence on what is learned, or with one that the fingerprints of
+#: base and controller stand for.
+_NO_INFLUENCE = {
+    "base_fingerprint",
+    "check_data",
+    "config",
+    "create_graph_in_tensorboard",
+    "dry_run",
+    "init_adapter",
+    "log_interval",
+    "log_level",
+    "ngpu",
+    "num_att_plot",
+    "num_workers",
+    "output_dir",
+    "pretrained_model",
+    "print_config",
+    "required",
+    "resume",
+    "train_data_path_and_name_and_type",
+    "train_shape_file",
+    "use_matplotlib",
+    "use_tensorboard",
+    "valid_data_path_and_name_and_type",
+    "valid_shape_file",
+    "version",
+}
+
+_ARK = re.compile(r"(.+):\d+")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task to train.
+
+    Attributes:
+        name: The task.
+        key: Digest of everything that its head depends on.
+        lists: The lines of its utterances, by part (``train``, ``dev``) and file
+            (``wav.scp``, ``text``).
+    """
+
+    name: str
+    key: str
+    lists: Dict[str, Dict[str, Tuple[str, ...]]]
+
+    @property
+    def utterances(self) -> int:
+        """Utterances to train on."""
+        return len(self.lists["train"]["wav.scp"])
+
+
+# ---------------------------------------------------------------------------- folders
+
+
+def store_of(out: Path) -> TaskStore:
+    """Where the tasks of a model folder are kept."""
+    return TaskStore(out / FOLDER)
+
+
+def work_of(out: Path, name: str) -> Path:
+    """Where the log of a task is, and its training while it lasts."""
+    return out / WORK / name
+
+
+# ------------------------------------------------------------------------------- data
+
+#: Lines of a part by task and file.
+Lines = Dict[str, Dict[str, List[str]]]
+
+
+def read_data(folder: Path) -> Tuple[Dict[str, Lines], List[str]]:
+    """The lines of a data folder, by part and task.
+
+    Whatever is wrong with a single utterance is left to the check of its task.
+
+    Args:
+        folder: Has ``train`` and ``dev`` with ``wav.scp``, ``text`` and ``utt2task``.
+
+    Returns:
+        The lines, and warnings about utterances that no task has.
+
+    Raises:
+        DataError: A file is missing or cannot be read.
+    """
+    parts: Dict[str, Lines] = {}
+    warnings = []
+    for part in PARTS:
+        tasks: Dict[str, str] = {}
+        lines: Lines = {}
+        for line in _read(folder / part / "utt2task", "one task for each utterance"):
+            utterance, _, task = line.strip().partition(" ")
+            if task.strip():
+                tasks.setdefault(utterance, task.strip())
+                lines.setdefault(task.strip(), {name: [] for name in _FILES})
+        without = set()
+        for name in _FILES:
+            for line in _read(folder / part / name, "one line for each utterance"):
+                utterance, _, value = line.strip().partition(" ")
+                if utterance not in tasks:
+                    without.add(utterance)
+                    continue
+                value = _whole_path(value.strip()) if name == "wav.scp" else value
+                lines[tasks[utterance]][name].append(f"{utterance} {value.strip()}")
+        if without:
+            warnings.append(
+                f"{folder / part}: {len(without):,} utterances are left out, as "
+                f"utt2task does not name their task: {listing(sorted(without), 3)}"
+            )
+        parts[part] = lines
+    return parts, warnings
+
+
+def _read(path: Path, what: str) -> Iterable[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(
+            f"{path}: cannot be read: {e}; --data is a folder with train and dev, and "
+            f"each of them has wav.scp, text and utt2task ({what})"
+        ) from e
+    return (line.replace("\t", " ") for line in text.split("\n") if line.strip())
+
+
+def _whole_path(entry: str) -> str:
+    """A recording's path as seen from any folder: workers may run elsewhere."""
+    if not entry or entry.endswith("|") or os.path.isabs(entry):
+        return entry
+    return os.path.join(os.getcwd(), entry)
+
+
+def choose(parts: Mapping[str, Lines], asked: Optional[Sequence[str]]) -> List[str]:
+    """The tasks that shall be trained.
+
+    Args:
+        parts: The data.
+        asked: Names, or one file with a name a line; None for all tasks of the data.
+
+    Raises:
+        TaskError: A name is not that of a task of the data.
+    """
+    known = sorted({name for lines in parts.values() for name in lines})
+    if asked is None:
+        return known
+    if len(asked) == 1 and asked[0] not in known and Path(asked[0]).is_file():
+        names = read_tasks(asked[0])
+    else:
+        names = tuple(dict.fromkeys(asked))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TaskError(
+            f"--tasks: no utterance in utt2task has the task {listing(unknown)}; tasks "
+            f"of the data: {listing(known)}"
+        )
+    return list(names)
+
+
+# -------------------------------------------------------------------------------- keys
+
+
+def config_key(options: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Digest of configuration, base and controller.
+
+    Args:
+        options: ESPnet's options.
+        identity: Of the encoder, see :meth:`AdaptedEncoder.identity`.
+    """
+    kept = {k: v for k, v in options.items() if k not in _NO_INFLUENCE}
+    conf = dict(kept.get("encoder_conf") or {})
+    conf.pop("tasks", None)
+    kept["encoder_conf"] = conf
+    text = json.dumps([kept, dict(identity)], sort_keys=True, default=str)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def make_job(name: str, parts: Mapping[str, Lines], config: str) -> Job:
+    """The job of a task.
+
+    A recording counts as changed when its path, its size or the time of its last change
+    is another; it is not read.
+
+    Args:
+        name: The task.
+        parts: The data.
+        config: From :func:`config_key`.
+    """
+    empty: Dict[str, List[str]] = {file: [] for file in _FILES}
+    lists = {
+        part: {file: tuple(lines.get(name, empty)[file]) for file in _FILES}
+        for part, lines in parts.items()
+    }
+    digest = hashlib.sha256(config.encode())
+    for part in PARTS:
+        for file in _FILES:
+            for line in sorted(lists[part][file]):
+                state = _state(line.partition(" ")[2]) if file == "wav.scp" else ""
+                digest.update(f"{part}\t{file}\t{line}\t{state}\n".encode())
+    return Job(name, f"sha256:{digest.hexdigest()}", lists)
+
+
+def _state(entry: str) -> str:
+    """Size and time of change of a recording."""
+    state = _stat(entry)
+    if state is None and (ark := _ARK.fullmatch(entry)):
+        state = _stat(ark[1])
+    return "" if state is None else f"{state[0]} {state[1]}"
+
+
+def _stat(path: str) -> Optional[Tuple[int, int]]:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+# ------------------------------------------------------------------------ what is done
+
+
+def is_done(out: Path, job: Job) -> bool:
+    """Whether a task's file is there, whole, and made with the same key."""
+    path = store_of(out).folder / f"{job.name}{taskfile.SUFFIX}"
+    if not path.is_file():
+        return False
+    try:
+        file = taskfile.read(path)
+    except TaskError:
+        return False
+    return file.name == job.name and file.record.get("training") == job.key
+
+
+def check_free(out: Path, job: Job, in_checkpoint: Iterable[str]) -> None:
+    """Refuse to take the place of a task that this command has not made.
+
+    Raises:
+        TaskError: There is such a task.
+    """
+    path = store_of(out).folder / f"{job.name}{taskfile.SUFFIX}"
+    ours = False
+    if path.is_file():
+        try:
+            ours = "training" in taskfile.describe(path)
+        except TaskError:
+            ours = True  # damaged: nothing that could be kept
+        if not ours:
+            raise TaskError(
+                f"task {job.name!r} exists already ({path}) and was not made by this "
+                "command: remove it first, or give --replace"
+            )
+    if not ours and job.name in in_checkpoint:
+        raise TaskError(
+            f"task {job.name!r} exists already in the checkpoint that --init_adapter "
+            "names: give the new one another name, or --replace"
+        )

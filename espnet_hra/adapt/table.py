@@ -1,0 +1,85 @@
+"""What has come of the tasks: ``tasks.tsv`` for programs, a summary for people."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence
+
+from espnet_hra.taskfile import write_atomic
+
+#: Columns, and how their numbers are written. Rates are in percent.
+COLUMNS = {
+    "task": "",
+    "status": "",
+    "utterances": "d",
+    "minutes": ".2f",
+    "updates": "d",
+    "loss_before": ".3f",
+    "loss": ".3f",
+    "cer_before": ".2f",
+    "cer": ".2f",
+    "seconds": ".1f",
+    "file": "",
+    "note": "",
+}
+
+#: What can become of a task; the last: the run was stopped before its end.
+STATUSES = ("done", "failed", "left")
+
+FILE = "tasks.tsv"
+
+Row = Mapping[str, Any]
+
+
+def write(rows: Sequence[Row], folder: Path) -> Path:
+    """Write ``tasks.tsv``: a header, and a line for each task."""
+    lines = [list(COLUMNS), *(_cells(row) for row in rows)]
+    text = "".join("\t".join(cells) + "\n" for cells in lines)
+    path = folder / FILE
+    write_atomic(path, text.encode("utf-8"))
+    return path
+
+
+def _cells(row: Row) -> List[str]:
+    cells = []
+    for column, form in COLUMNS.items():
+        value = row.get(column)
+        text = "" if value is None else format(value, form)
+        cells.append(" ".join(text.split()))  # no tabs, no line breaks
+    return cells
+
+
+def summary(rows: Sequence[Row], limit: int = 30) -> str:
+    """The table for people; of many tasks, those that are not done and some others.
+
+    Args:
+        rows: Of all tasks.
+        limit: How many to show of each kind.
+    """
+    shown: List[Row] = []
+    hidden = 0
+    for status in STATUSES:
+        some = [row for row in rows if row["status"] == status]
+        shown += some[:limit]
+        hidden += len(some[limit:])
+    names = [name for name in COLUMNS if name != "file"]
+    table = [[c.replace("_", " ") for c in names]]
+    for row in shown:
+        cells = dict(zip(COLUMNS, _cells(row)))
+        if len(cells["note"]) > 90:  # the file has all of it
+            cells["note"] = f"{cells['note'][:86]} ..."
+        table.append([cells[name] for name in names])
+    widths = [max(len(line[i]) for line in table) for i in range(len(names))]
+    lines = []
+    for line in table:
+        cells = [
+            cell.rjust(width) if COLUMNS[name] else cell.ljust(width)
+            for name, cell, width in zip(names, line, widths)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    if hidden:
+        lines.append(f"... and {hidden:,} more in {FILE}")
+    return "\n".join(lines)
+
+
+def counts(rows: Sequence[Row]) -> Dict[str, int]:
+    """How many tasks have which status."""
+    return {s: sum(row["status"] == s for row in rows) for s in STATUSES}
