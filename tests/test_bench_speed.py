@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 
 from espnet_hra import cli, scoring
 from espnet_hra.bench import memory, speed, speed_page, timing
@@ -122,9 +124,15 @@ def test_a_training_step_moves_what_it_should_and_no_shared_weight(stock):
     total = sum(p.numel() for p in stock.parameters())
     assert learns["full"] > 0.9 * total  # but for biases before a softmax
     assert learns["head"] == 16 * 16 + 16
-    # The controller, and its norm.
-    assert learns["hra"] == learns["head"] + (16 * 16 + 2 * 16) + 2 * 16
+    # The controller, its norm, and a scale for each of two layers.
+    assert learns["hra"] == learns["head"] + (16 * 16 + 2 * 16) + 2 * 16 + 2
     assert 0 < learns["lora"] < learns["hra"] and 0 < learns["residual"] < 1000
+
+
+def test_hra_is_that_of_the_recipe():
+    recipe = yaml.safe_load((ROOT / "conf" / "train_hra.yaml").read_text())
+    conf = {"head": "linear", **hra(SMALL, c=256).conf}
+    assert conf == recipe["encoder_conf"]["adapter_conf"]
 
 
 @pytest.mark.parametrize("name", ["12x144", "12x256", "18x512"])
@@ -194,7 +202,7 @@ def test_the_page_is_made_of_the_table_alone(measured, tmp_path):
     ]
     scoring.write_table(tmp_path / TSV, rows, Row)
     quick(tmp_path, "--page")
-    cells = page_line(tmp_path, "HRA, c = d / bare", "2x16")
+    cells = page_line(tmp_path, "HRA, c = d / bare (c = 16)", "2x16")
     target, arithmetic, ratio, interval, noise, runs, verdict = cells[5:]
     assert (target, ratio, noise, runs) == ("1.09", "**1.080**", "1.000", "3")
     low, high = map(float, interval.split(" to "))

@@ -212,6 +212,7 @@ def _encoder(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Bl
         Variant("none", "none", b.text),
         Variant("none" + AGAIN, "none", b.text),
         hra(b),
+        hra(b, "hra_plain", output_scale="none"),
         hra(b, "hra_half", c=b.width // 2),
         hra_ffn(b),
         residual(b),

@@ -162,6 +162,7 @@ _MANY = "10,000 tasks"
 #: What is shown, in this order.
 CLAIMS = (
     Claim("HRA, c = d / bare", "encoder", ("hra",), ("none",), 1.09, "", True),
+    Claim("HRA, c = d / bare", "encoder", ("hra_plain",), ("none",), None, "", True),
     Claim("HRA, c = d/2 / bare", "encoder", ("hra_half",), ("none",), 1.05, "", True),
     Claim("HRA, ffn head / bare", "encoder", ("hra_ffn",), ("none",), None, "", True),
     Claim("residual / bare", "encoder", ("residual",), ("none",), None, "", True),
@@ -239,8 +240,9 @@ what is below costs nothing that could be measured. float32 everywhere.
   of L layers of width D with random weights: conv2d subsampling to 25 frames a second,
   macaron feed-forward of 4 D, relative attention (4 heads, 8 from D = 512), convolution
   kernel 31. Inputs are features of 80 bands: the frontend is not in the times.
-* **bare** is ESPnet's own encoder. All variants stand on the same tensors. `HRA` is an
-  IndRNN controller with a linear head; `residual` is this package's; LoRA is PEFT's own
+* **bare** is ESPnet's own encoder. All variants stand on the same tensors. `HRA` is
+  that of the recipe: an IndRNN controller, a linear head (where nothing else is said),
+  and a learned scale for each layer; `residual` is this package's; LoRA is PEFT's own
   model on ESPnet's own encoder, on linear_q and linear_v; *at HRA's budget* is the rank
   whose tasks come nearest to HRA's parameters (c = d).
 * **arithmetic**: multiply-accumulates of the layers' weights with the adapter over

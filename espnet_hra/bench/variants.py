@@ -23,6 +23,9 @@ MATRICES = ("linear_q", "linear_v")
 #: Size of the vocabulary, and tokens in a second of speech, of a training step.
 TOKENS, TOKENS_A_SECOND = 64, 4
 
+#: What conf/train_hra.yaml says besides sizes.
+RECIPE = {"controller": "indrnn", "output_scale": "layer"}
+
 #: Inner size of an ffn head.
 FFN = 64
 
@@ -60,14 +63,16 @@ def import_peft() -> Optional[ModuleType]:
 
 
 def hra(backbone: Backbone, name: str = "hra", c: int = 0, **more: Any) -> Variant:
-    """HRA with a controller of size c, by default d."""
+    """HRA as the recipe trains it, with a controller of size c, by default d."""
     c = c or backbone.width
     keys = [k for k in more if k not in Variant.__dataclass_fields__]
-    conf = {"controller_size": c, **{k: more.pop(k) for k in keys}}
+    conf = {"controller_size": c, **RECIPE, **{k: more.pop(k) for k in keys}}
     head = f", ffn of {conf['head_size']}" if conf.get("head") == "ffn" else ""
     frozen = ", controller frozen" if conf.get("regime") == "new_task" else ""
     dropout = ", backbone's dropout" if conf.get("backbone_dropout") else ""
-    return Variant(name, "hra", f"c = {c}{head}{frozen}{dropout}", conf, **more)
+    plain = ", no scale" if conf["output_scale"] == "none" else ""
+    detail = f"c = {c}{head}{plain}{frozen}{dropout}"
+    return Variant(name, "hra", detail, conf, **more)
 
 
 def hra_ffn(backbone: Backbone, name: str = "hra_ffn", **more: Any) -> Variant:
