@@ -431,12 +431,20 @@ class Comparison:
         results = report.Results(
             rows, scoring.read_table(self.work / UTTERANCES, Utterance)
         )
-        head = report.head(self.corpus, command)
+        steps = self.steps()
+        missing = [step for step in steps if not step.is_done()]
+        note = None
+        if missing:
+            note = (
+                f"Of the {len(steps)} runs of the plan, {len(missing)} are still to "
+                "come: rows with fewer seeds than others, and sizes that are not here."
+            )
+        head = report.head(self.corpus, command, note)
         closing = dev_tables(self._dev_rows(), self.differing_rates())
         closing += "\n" + _hours(self.work / "times.tsv")
         reference = self.plan.get("reference")
-        if reference not in {row.method for row in rows}:
-            reference = None
+        if reference not in {r.method for r in rows if r.split == results.split}:
+            reference = None  # is still to come
         return report.write(results, self.work, head, closing, reference=reference)
 
     def differing_rates(self) -> Dict[str, float]:
