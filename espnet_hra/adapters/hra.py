@@ -45,7 +45,6 @@ from espnet_hra.adapters.base import (
     init_matrix,
 )
 from espnet_hra.bank import TaskBank, Tensors
-from espnet_hra.checkpointing import in_backward, in_checkpoint
 from espnet_hra.errors import ConfigError
 
 
@@ -362,20 +361,20 @@ class _DepthRecurrence:
         self.h: Optional[torch.Tensor] = None
         self.latest = -1
         self.grad = torch.is_grad_enabled()
-        self.recomputing = in_backward()
+        self.ended = False
         # Activation checkpointing runs a layer again during backward; it must then
-        # meet the same h as the first time. Kept by layer, within a checkpoint only.
+        # meet the same h as the first time. (Autograd keeps them all anyway.)
         self.came_from: Dict[int, Optional[torch.Tensor]] = {}
 
     def __call__(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        if in_backward() and not self.recomputing:
+        if self.ended:
             return self.adapter.step(x, self.came_from[index], self.head)[0]
         if self.grad and not torch.is_grad_enabled():
             raise RuntimeError(REENTRANT.format("the recurrence over depth"))
         h = self.h if index > self.latest else None
         if h is not None and h.size(-2) > x.size(-2):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
-        if in_checkpoint():
+        if self.grad:
             self.came_from[index] = h
         self.latest = index
         y, self.h = self.adapter.step(x, h, self.head)
