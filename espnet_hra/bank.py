@@ -20,11 +20,13 @@ In ``state_dict`` the vector of task ``it.carlo`` is called ``heads.it/carlo``: 
 forbids dots in parameter names, and task names cannot contain a slash.
 """
 
+import collections
 import contextlib
 from contextvars import ContextVar
 from typing import (
     Any,
     Callable,
+    Deque,
     Dict,
     Iterable,
     Iterator,
@@ -66,6 +68,10 @@ def zeros(tensors: Tensors) -> None:
 
 # The vectors that the running requests began with, by the id of their bank.
 _held: ContextVar[Mapping[int, Tensors]] = ContextVar("espnet_hra_held", default={})
+
+# Memory of the vectors that were replaced last: it outlives threads that are about to
+# look at it, at this very moment.
+_replaced: Deque[torch.Tensor] = collections.deque(maxlen=4)
 
 
 class TaskBank(torch.nn.Module):
@@ -154,14 +160,12 @@ class TaskBank(torch.nn.Module):
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or "/" in name:
             return False
+        if name in _held.get().get(id(self), {}):
+            return True
         own = _key(name) in self._parameters
         if self.stored is None or (own and name not in self._behind):
             return own
-        return (
-            name in _held.get().get(id(self), {})
-            or name in self.stored
-            or (own and name not in self.stored.store.removed)
-        )
+        return name in self.stored or (own and name not in self.stored.store.removed)
 
     def train(self, mode: bool = True) -> "TaskBank":
         """As ``Module.train``, which fails where a task is called "training"."""
@@ -209,10 +213,11 @@ class TaskBank(torch.nn.Module):
         if isinstance(name, str) and "/" not in name:
             found = self._parameters.get(_key(name))
             if self.stored is not None and (found is None or name in self._behind):
-                if name in self.stored.store.removed:
-                    found = None
                 stored = self.stored.get(name)
-                found = found if stored is None else stored
+                if stored is not None:
+                    found = stored
+                elif name in self.stored.store.removed:
+                    found = None
         if found is None:
             raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
         return found
@@ -276,11 +281,13 @@ class TaskBank(torch.nn.Module):
             TaskError: The name is not valid or taken.
         """
         check_task_name(name)
-        with torch.inference_mode(False):
-            vector = torch.nn.Parameter(torch.empty(self.size).to(like))
-            self.initialise(vector)
         taken = name in self
-        if taken or self._parameters.setdefault(_key(name), vector) is not vector:
+        if not taken:
+            with torch.inference_mode(False):
+                vector = torch.nn.Parameter(torch.empty(self.size).to(like))
+                self.initialise(vector)
+            taken = self._parameters.setdefault(_key(name), vector) is not vector
+        if taken:
             raise TaskError(
                 f"task {name!r} exists already; remove it first, or choose another "
                 f"name than {listing(self)}"
@@ -327,9 +334,8 @@ class TaskBank(torch.nn.Module):
                 self._parameters[_key(name)] = torch.nn.Parameter(flat)
             else:
                 # Other memory, not other values in the same: a pass that another
-                # thread runs goes on with the old values. One that is about to look
-                # finds either; the old memory lives until it has.
-                self._outgoing = vector.data
+                # thread runs goes on with the old values.
+                _replaced.append(vector.data)
                 vector.data = flat
         self._behind.discard(name)
 

@@ -8,7 +8,8 @@ not even their names. What this cache promises to threads that serve:
   or removed counts from the next pass on. A pass that runs keeps what it began with.
 * A file is read and verified, checksum and fingerprints, each time that it is fetched,
   from the very bytes that are then used: a mapping into memory would show whatever is
-  written to the file later. Damage is an error, never an older head.
+  written to the file later. Damage is an error, never an older head. The backbone is
+  looked at once, and again after :meth:`HeadCache.clear`.
 * There is no lock around it. Several threads that miss the same task wait for one of
   them to read it; nobody else waits for anything. What was read appears at once, by
   one assignment.
@@ -16,6 +17,7 @@ not even their names. What this cache promises to threads that serve:
 
 import collections
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -35,6 +37,7 @@ from typing import (
 
 import torch
 
+from espnet_hra import taskfile
 from espnet_hra.errors import ConfigError
 from espnet_hra.store import TaskStore, Version, check_name
 
@@ -52,6 +55,9 @@ _YOUNG_NS = 50_000_000
 #: Reads and verifies the file of a task: (its path, its name) -> its vector.
 Read = Callable[[Path, str], torch.Tensor]
 
+#: A new reader, which knows nothing of the model yet.
+Reader = Callable[[], Read]
+
 
 class _Entry(NamedTuple):
     version: Optional[Version]
@@ -63,7 +69,7 @@ class HeadCache:
 
     Args:
         store: The folder.
-        read: How their files are read and verified; None in a copy of a cache, until
+        reader: How their files are read and verified; None in a copy of a cache, until
             :func:`adopt`.
         limit: Most heads that are kept; the least recently used goes first. A pass
             that needs more at once gets them all the same.
@@ -73,12 +79,13 @@ class HeadCache:
             several threads count.
     """
 
-    def __init__(self, store: TaskStore, read: Optional[Read], limit: int):
-        self.store, self.read, self.limit = store, read, limit
+    def __init__(self, store: TaskStore, reader: Optional[Reader], limit: int):
+        self.store, self.reader, self.limit = store, reader, limit
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was read, so that it is read and verified again."""
+        """Forget what was read, so that all is read and verified again."""
+        self._read = None if self.reader is None else self.reader()
         # A new dictionary: threads that are reading write to the old one.
         self._entries: "collections.OrderedDict[str, _Entry]" = (
             collections.OrderedDict()
@@ -137,8 +144,11 @@ class HeadCache:
         # Asked before the file is read: a file that is replaced meanwhile is read
         # again, and never is an old head taken for the new one.
         version, now = self.store.version(name), time.time_ns()
-        vector = self.read(path, name)
-        if version is not None and abs(now - max(version.modified_ns, version.changed_ns)) < _YOUNG_NS:
+        vector = self._read(path, name)
+        if (
+            version is not None
+            and abs(now - max(version.modified_ns, version.changed_ns)) < _YOUNG_NS
+        ):
             version = None
         entries[name] = _Entry(version, vector)
         with contextlib.suppress(KeyError):  # as above
@@ -185,24 +195,32 @@ def heads_of(
 
 def adopt(heads: Optional[HeadCache], encoder: "AdaptedEncoder") -> None:
     """Give the copy of a cache to the copy of its encoder."""
-    if heads is not None and heads.read is None:
-        heads.read = _reader(encoder)
+    if heads is not None and heads.reader is None:
+        heads.reader = _reader(encoder)
+        heads.clear()
 
 
-def _reader(encoder: "AdaptedEncoder") -> Read:
-    """What verifies a file against an encoder, and does not keep that alive."""
+def _reader(encoder: "AdaptedEncoder") -> Reader:
+    """What verifies files against an encoder, and does not keep that alive."""
     known = weakref.ref(encoder)
 
-    # Not of inference mode: the head may be used in passes with gradients as well.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def read(path: Path, name: str) -> torch.Tensor:
-        encoder = known()
-        assert encoder is not None, "the bank is used without its encoder"
-        file = encoder.read_task(path)
-        check_name(path, name, file.name)
-        vector = encoder.adapter.heads.flatten(file.tensors, encoder.like())
-        vector.espnet_hra_info = (file.info, None)
-        return vector
+    def reader() -> Read:
+        @functools.cache  # looking at all of a backbone takes longer than a file
+        def backbone() -> str:
+            return known().backbone_fingerprint
 
-    return read
+        # Not of inference mode: the head may serve passes with gradients as well.
+        @torch.inference_mode(False)
+        @torch.no_grad()
+        def read(path: Path, name: str) -> torch.Tensor:
+            encoder = known()
+            heads, identity = encoder.adapter.heads, encoder.identity(backbone())
+            file = taskfile.load(path, heads.layout, identity)
+            check_name(path, name, file.name)
+            vector = heads.flatten(file.tensors, encoder.like())
+            vector.espnet_hra_info = (file.info, None)
+            return vector
+
+        return read
+
+    return reader

@@ -480,11 +480,15 @@ class AdaptedEncoder(torch.nn.Module):
             {k: v for k, v in shared if isinstance(v, torch.nn.Parameter)}
         )
 
-    def identity(self) -> Dict[str, Any]:
-        """What a task's file must agree with: configuration and fingerprints."""
+    def identity(self, backbone: Optional[str] = None) -> Dict[str, Any]:
+        """What a task's file must agree with: configuration and fingerprints.
+
+        Args:
+            backbone: The backbone's fingerprint, if it is known to be the same still.
+        """
         return {
             "config": self.adapter.config,
-            "backbone": self.backbone_fingerprint,
+            "backbone": backbone or self.backbone_fingerprint,
             "controller": self.controller_fingerprint,
             **self.surroundings,
         }

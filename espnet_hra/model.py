@@ -150,7 +150,6 @@ class TaskAware:
             freeze_statistics(self, mode)
         return self
 
-
     def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
         """As ``Module.parameters``, quick with many tasks as well."""
         return stepping.parameters(self) if recurse else super().parameters(False)

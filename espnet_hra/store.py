@@ -221,9 +221,7 @@ class TaskStore:
             removed = self.removed
             hidden = in_checkpoint and name not in removed
             if not path.exists() and not hidden:
-                raise TaskError(
-                    f"unknown task {name!r}; known tasks: {listing(self)}"
-                )
+                raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
             if hidden:
                 text = "".join(f"{n}\n" for n in sorted({*removed, name}))
                 write_atomic(self.folder / _REMOVED, text.encode())

@@ -408,6 +408,15 @@ def test_a_request_ends_with_the_head_it_began_with(
             output(encoder, name)
 
 
+def test_without_a_folder_a_request_ends_as_it_began_too(whole):
+    before = output(whole, "a")
+    with torch.no_grad(), whole.adapter.heads.hold(["a"]):
+        whole.remove_task("a")
+        assert torch.equal(output(whole, "a"), before)
+    with pytest.raises(TaskError, match="unknown"):
+        output(whole, "a")
+
+
 def test_a_pass_that_runs_keeps_its_heads(encoder, whole, folder, tmp_path):
     """Replaced, removed and evicted between the layers of a pass."""
     names = ["a", "t0", "b", "t1"]
@@ -497,7 +506,7 @@ def test_a_task_is_read_once_for_all_threads_and_nobody_else_waits():
             assert gate.wait(60)
         return torch.ones(1)
 
-    cache = HeadCache(store, read, limit=2)
+    cache = HeadCache(store, lambda: read, limit=2)
     cache.get("quick")
     found = []
     threads = [
@@ -521,7 +530,7 @@ def test_a_task_is_read_once_for_all_threads_and_nobody_else_waits():
 def test_a_file_that_was_just_written_is_not_trusted_to_be_the_same():
     """Within a tick of the clock a file can be replaced by one that looks alike."""
     store, content = Pretended(), iter(range(9))
-    cache = HeadCache(store, lambda *_: torch.tensor(next(content)), limit=2)
+    cache = HeadCache(store, lambda: lambda *_: torch.tensor(next(content)), limit=2)
     now = time.time_ns()
     store.versions["t"] = Version(0, 1, 2, now, now)
     assert [int(cache.get("t")) for _ in range(2)] == [0, 1]
@@ -538,14 +547,19 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again():
         store.versions["t"] = old(2)
         return torch.tensor(len(seen))
 
-    cache = HeadCache(store, read, limit=2)
+    cache = HeadCache(store, lambda: read, limit=2)
     assert [int(cache.get("t")) for _ in range(3)] == [1, 2, 2]
 
 
 def test_what_was_being_read_when_the_cache_was_emptied_is_not_kept():
     store = Pretended()
     store.versions["t"] = old(1)
-    cache = HeadCache(store, lambda *_: cache.clear() or torch.ones(1), limit=2)
+
+    def read(path, name):
+        cache.clear()
+        return torch.ones(1)
+
+    cache = HeadCache(store, lambda: read, limit=2)
     assert cache.get("t") is not None
     assert len(cache) == 0
 
