@@ -13,14 +13,16 @@ one process; what counts is the ratio of the medians.
 memory: growth of the process (resident set) by registering the tasks in memory, by
 attaching a folder with as many, and by serving from it.
 
-changes: how long requests take, and how long one waits for its head, with and without
-another thread that adds, replaces and removes tasks, in memory and in the folder.
+changes: how long requests take, and how long one waits for its head, in percentiles:
+alone; beside a thread that reads task files, which takes its share of the processor;
+and beside one that adds, replaces and removes tasks, in memory and in the folder.
 """
 
 import argparse
 import contextlib
 import functools
 import gc
+import multiprocessing
 import random
 import statistics
 import tempfile
@@ -173,42 +175,64 @@ def resident() -> int:
 
 
 def measure_memory(args: argparse.Namespace, folder: Path) -> None:
-    """Growth of the process."""
-    encoder = build(args, 1)
-    features, lengths = batch(args)
-    write_files(encoder, folder, args.tasks)
-    encoder.remove_task("task0")
-    heads, one = encoder.adapter.heads, 4 * encoder.adapter.heads.size
-
-    def serve(tasks: int, count: int) -> None:
-        choice = random.Random(0)
-        for _ in range(count):
-            with torch.inference_mode():
-                encoder.adapter.begin([f"task{choice.randrange(tasks)}"])
-
-    def report(what: str, before: int, number: int) -> None:
-        grown = resident() - before
-        print(
-            f"memory: {what}: {grown / 2**20:,.1f} MiB; {number:,} heads of {one:,} "
-            f"bytes are {number * one / 2**20:,.1f} MiB, ratio "
-            f"{grown / max(1, number * one):.3f}",
-            flush=True,
+    """Growth of a process, of a fresh one for each: freed memory is used again."""
+    write_files(build(args, 1), folder, args.tasks)
+    for part in (_memory_of_new, _memory_of_loaded, _memory_of_files):
+        process = multiprocessing.get_context("spawn").Process(
+            target=part, args=(args, folder)
         )
+        process.start()
+        process.join()
 
-    with torch.inference_mode():
-        encoder(features, lengths)  # what the first pass needs is no head's
+
+def _memory_of_new(args: argparse.Namespace, folder: Path) -> None:
+    encoder = _after_first_pass(args)
+    before = resident()
+    for i in range(1, args.tasks):
+        encoder.add_task(f"task{i}")
+    _print_growth(encoder, f"{args.tasks:,} tasks added", before, args.tasks - 1)
+
+
+def _memory_of_loaded(args: argparse.Namespace, folder: Path) -> None:
+    encoder = _after_first_pass(args)
+    before = resident()
+    for i in range(1, args.tasks):
+        encoder.load_task(folder / f"task{i}.safetensors")
+    _print_growth(encoder, f"{args.tasks:,} tasks loaded", before, args.tasks - 1)
+
+
+def _memory_of_files(args: argparse.Namespace, folder: Path) -> None:
+    encoder = _after_first_pass(args)
+    encoder.remove_task("task0")
     before = resident()
     encoder.attach_store(folder, max_loaded=args.max_loaded)
-    with encoder.use_task(f"task{args.tasks - 1}"):
-        pass
-    report(f"{args.tasks:,} tasks in a folder, none used", before, 0)
-    serve(args.tasks, 2 * args.tasks)
-    report("the same after serving at random", before, len(heads.stored))
-    encoder.attach_store(None)
-    before = resident()
-    for i in range(args.tasks):
-        encoder.add_task(f"task{i}")
-    report(f"{args.tasks:,} tasks in memory", before, args.tasks)
+    assert f"task{args.tasks - 1}" in encoder.adapter.heads
+    _print_growth(encoder, f"{args.tasks:,} tasks in a folder", before, 0)
+    choice = random.Random(0)
+    for _ in range(2 * args.tasks):
+        with torch.inference_mode():
+            encoder.adapter.begin([f"task{choice.randrange(args.tasks)}"])
+    loaded = len(encoder.loaded_tasks)
+    _print_growth(encoder, "the same, served at random", before, loaded)
+
+
+def _after_first_pass(args: argparse.Namespace) -> AdaptedEncoder:
+    """An encoder with one task, in a process that has run once."""
+    encoder = build(args, 1)
+    with torch.inference_mode():
+        encoder(*batch(args))
+    return encoder
+
+
+def _print_growth(encoder: AdaptedEncoder, what: str, before: int, loaded: int) -> None:
+    grown, one = resident() - before, 4 * encoder.adapter.heads.size
+    text = f"memory: {what}: {grown / 2**20:,.1f} MiB more"
+    if loaded:
+        text += (
+            f"; {loaded:,} heads of {one:,} bytes are {loaded * one / 2**20:,.1f} MiB, "
+            f"ratio {grown / (loaded * one):.3f}"
+        )
+    print(text, flush=True)
 
 
 # ---------------------------------------------------------------------------- changes
@@ -219,28 +243,31 @@ def measure_changes(args: argparse.Namespace, folder: Path) -> None:
     encoder = build(args, args.tasks)
     features, lengths = (tensor[:1] for tensor in batch(args))
     with tempfile.TemporaryDirectory() as temporary:
-        stored, kept = Path(temporary) / "tasks", Path(temporary) / "kept"
-        write_files(encoder, kept, 2)
+        stored, other = Path(temporary) / "tasks", Path(temporary) / "other"
         write_files(encoder, stored, 2)
-        for path in stored.iterdir():
-            path.rename(stored / path.name)
+        write_files(encoder, other, 2)
+        files = [path / "task1.safetensors" for path in (stored, other)]
+        versions = [path.read_bytes() for path in files]
         encoder.remove_task("task1")
         encoder.attach_store(stored)
-        contents = [(folder_ / "task1.safetensors") for folder_ in (stored, kept)]
-        versions = [path.read_bytes() for path in contents]
+
+        def read(i: int) -> None:
+            for _ in range(2):
+                encoder.read_task(other / "task0.safetensors")
 
         def change(i: int) -> None:
-            encoder.load_task(kept / "task0.safetensors", replace=True)
+            encoder.load_task(other / "task0.safetensors", replace=True)
             encoder.add_task(f"added{i}")
             encoder.remove_task(f"added{i}")
-            taskfile.write_atomic(stored / "task1.safetensors", versions[i % 2])
+            taskfile.write_atomic(files[0], versions[i % 2])
 
-        serve = functools.partial(_serve, encoder, features, lengths, args.requests)
+        serve = functools.partial(_serve, encoder, features, lengths)
         serve(10)
-        _print_waits("alone", *serve())
-        with _changing(change) as changes:
-            waits = serve()
-        _print_waits(f"during {len(changes)} changes", *waits)
+        _print_waits("nothing else", *serve(args.requests))
+        for what, work in (("files read only", read), ("tasks changed", change)):
+            with _beside(work) as done:
+                waits = serve(args.requests)
+            _print_waits(f"{what}, {len(done)} times", *waits)
 
 
 def _serve(
@@ -248,11 +275,10 @@ def _serve(
     features: torch.Tensor,
     lengths: torch.Tensor,
     requests: int,
-    only: int = 0,
 ) -> List[List[float]]:
     """Seconds that each request takes, and those until it has its head."""
     whole, heads = [], []
-    for i in range(only or requests):
+    for i in range(requests):
         with torch.inference_mode(), encoder.use_task(f"task{i % 2}"):
             start = time.perf_counter()
             encoder.adapter.begin([f"task{i % 2}"])
@@ -264,13 +290,14 @@ def _serve(
 
 
 @contextlib.contextmanager
-def _changing(change: Callable[[int], None]) -> Iterator[List[int]]:
-    """Another thread changes tasks, a hundred times a second at most."""
-    ended, done = threading.Event(), []
+def _beside(work: Callable[[int], None]) -> Iterator[List[int]]:
+    """Another thread works, fifty times a second at most."""
+    ended = threading.Event()
+    done: List[int] = []
 
     def run() -> None:
-        while not ended.wait(0.01):
-            change(len(done))
+        while not ended.wait(0.02):
+            work(len(done))
             done.append(1)
 
     thread = threading.Thread(target=run)
@@ -283,11 +310,11 @@ def _changing(change: Callable[[int], None]) -> Iterator[List[int]]:
 
 
 def _print_waits(when: str, whole: List[float], heads: List[float]) -> None:
-    for what, seconds in (("request", whole), ("its head", heads)):
+    for what, seconds in (("request", whole), ("wait for a head", heads)):
         ordered = sorted(1e3 * s for s in seconds)
         at = {p: ordered[int(p / 100 * (len(ordered) - 1))] for p in (50, 95, 99, 100)}
         text = ", ".join(f"{p} %: {ms:.2f}" for p, ms in at.items())
-        print(f"changes: {when}: ms of a {what} (percentiles) {text}", flush=True)
+        print(f"changes: {when}: ms of a {what}: {text}", flush=True)
 
 
 def main() -> None:
