@@ -9,24 +9,39 @@ thousand tasks cheap and keeps them apart:
   instead of two or four tensors keeps that loop short.
 * A batch of mixed tasks stacks the vectors it needs, never the whole bank.
 
+Further tasks may lie in a folder, see :mod:`espnet_hra.cache`: their vectors are
+fetched when a batch asks for them, are no parameters and do not learn.
+
+Any thread may add, replace or remove a task while others serve. Nobody waits: a new
+vector is complete before it is known, and replaces the old one by one assignment. A
+pass, or a whole request (:meth:`TaskBank.hold`), keeps the vectors that it began with.
+
 In ``state_dict`` the vector of task ``it.carlo`` is called ``heads.it/carlo``: torch
 forbids dots in parameter names, and task names cannot contain a slash.
 """
 
+import collections
+import contextlib
+from contextvars import ContextVar
 from typing import (
+    Any,
     Callable,
+    Deque,
     Dict,
+    Iterable,
     Iterator,
     List,
     Mapping,
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     Tuple,
 )
 
 import torch
 
+from espnet_hra.cache import HeadCache
 from espnet_hra.errors import TaskError
 from espnet_hra.names import check_task_name, listing
 
@@ -51,6 +66,14 @@ def zeros(tensors: Tensors) -> None:
         tensor.zero_()
 
 
+# The vectors that the running requests began with, by the id of their bank.
+_held: ContextVar[Mapping[int, Tensors]] = ContextVar("espnet_hra_held", default={})
+
+# Memory of the vectors that were replaced last: it outlives threads that are about to
+# look at it, at this very moment.
+_replaced: Deque[torch.Tensor] = collections.deque(maxlen=4)
+
+
 class TaskBank(torch.nn.Module):
     """The parameters of all tasks, one flat vector each.
 
@@ -61,7 +84,10 @@ class TaskBank(torch.nn.Module):
     Attributes:
         size: Number of values of a task.
         sections: Where in the vector lies what, see :meth:`extend`.
+        stored: The tasks of a folder, see :meth:`attach`; None without one.
     """
+
+    stored: Optional[HeadCache] = None
 
     def __init__(
         self,
@@ -72,6 +98,7 @@ class TaskBank(torch.nn.Module):
         self.size = 0
         self.sections: List[Section] = []
         self._inits: List[Callable[[Tensors], None]] = []
+        self._behind: Set[str] = set()
         self.extend(layout, init)
 
     def extend(
@@ -90,7 +117,7 @@ class TaskBank(torch.nn.Module):
         Returns:
             Where they are, for :meth:`gather`.
         """
-        assert not len(self), "tasks exist already"
+        assert not self._parameters, "tasks exist already"
         shapes = {name: torch.Size(shape) for name, shape in layout.items()}
         section = Section(self.size, shapes)
         self.sections.append(section)
@@ -107,37 +134,141 @@ class TaskBank(torch.nn.Module):
     # names such as "keys", "type" or "train" that modules have methods for.
 
     @property
+    def own(self) -> Tuple[str, ...]:
+        """Names of the tasks that are parameters, in the order of their adding."""
+        # The list is made in one step; other threads may add tasks meanwhile.
+        return tuple(key.replace("/", ".") for key in list(self._parameters))
+
+    @property
     def names(self) -> Tuple[str, ...]:
-        """Names of the tasks, in the order in which they were added."""
-        return tuple(key.replace("/", ".") for key in self._parameters)
+        """Names of all tasks: the parameters, and behind them those of the folder."""
+        return tuple(iter(self))
 
     def __len__(self) -> int:
-        return len(self._parameters)
+        return len(self._parameters) if self.stored is None else len(self.names)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        if self.stored is None:
+            yield from self.own
+            return
+        gone = self._behind & self.stored.store.removed
+        own = [name for name in self.own if name not in gone]
+        yield from own
+        listed = set(own)
+        yield from (name for name in self.stored.store if name not in listed)
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or "/" in name:
             return False
-        return name.replace(".", "/") in self._parameters
+        if name in _held.get().get(id(self), {}):
+            return True
+        own = _key(name) in self._parameters
+        if self.stored is None or (own and name not in self._behind):
+            return own
+        return name in self.stored or (own and name not in self.stored.store.removed)
 
     def train(self, mode: bool = True) -> "TaskBank":
         """As ``Module.train``, which fails where a task is called "training"."""
         self.__dict__["training"] = mode
+        if mode:
+            self.read_anew()
         return self
 
-    def vector(self, name: str) -> torch.nn.Parameter:
-        """The flat parameter of a task, shape (size,).
+    # ------------------------------------------------------------------- a folder
+
+    def attach(self, stored: Optional[HeadCache], behind: Iterable[str] = ()) -> None:
+        """Let tasks come from a folder, besides those that are parameters.
+
+        Args:
+            stored: The tasks of the folder; None for no folder any more.
+            behind: Parameters that tasks of the folder go before. Other parameters,
+                and all that are added later, go before the folder's.
+        """
+        self.stored, self._behind = stored, set(behind)
+
+    def read_anew(self) -> None:
+        """Verify the folder's tasks again: they may not fit any more.
+
+        Done by itself where the encoder is trained, converted or loaded.
+        """
+        if self.stored is not None:
+            self.stored.clear()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "TaskBank":
+        super()._apply(*args, **kwargs)  # to another device or type
+        self.read_anew()
+        return self
+
+    # -------------------------------------------------------------------- reading
+
+    def vector(self, name: str) -> torch.Tensor:
+        """The flat vector of a task, shape (size,).
+
+        It is a ``Parameter``, unless it is one of the folder's.
 
         Raises:
-            TaskError: The task is unknown.
+            TaskError: The task is unknown, or its file cannot be used.
         """
-        if name not in self:
-            raise TaskError(
-                f"unknown task {name!r}; known tasks: {listing(self.names)}"
-            )
-        return self._parameters[name.replace(".", "/")]
+        found = None
+        if isinstance(name, str) and "/" not in name:
+            found = self._parameters.get(_key(name))
+            if self.stored is not None and (found is None or name in self._behind):
+                stored = self.stored.get(name)
+                if stored is not None:
+                    found = stored
+                elif name in self.stored.store.removed:
+                    found = None
+        if found is None:
+            raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
+        return found
+
+    @contextlib.contextmanager
+    def hold(self, names: Iterable[str] = ()) -> Iterator[None]:
+        """A block in which every task stays what it is when it is first used.
+
+        For this thread and without gradients: while a request is served, its tasks may
+        be replaced or removed. Blocks within a block belong to it.
+
+        Args:
+            names: Tasks to look up at once.
+
+        Raises:
+            TaskError: One of them is unknown, or its file cannot be used.
+        """
+        held = _held.get()
+        token = None
+        if id(self) not in held:
+            token = _held.set({**held, id(self): {}})
+        try:
+            for name in names:
+                self._in_use(name)
+            yield
+        finally:
+            if token is not None:
+                _held.reset(token)
+
+    def _in_use(self, name: str) -> torch.Tensor:
+        """The vector of a task for a pass.
+
+        Raises:
+            TaskError: The task is unknown, or cannot learn in a pass that is to teach.
+        """
+        if torch.is_grad_enabled():
+            vector = self.vector(name)
+            if self.training and not isinstance(vector, torch.nn.Parameter):
+                raise TaskError(
+                    f"task {name!r} is a file in {self.stored.store.folder} and would "
+                    "not learn: load_task makes it a parameter; to use it as it is, "
+                    "call eval()"
+                )
+            return vector
+        held = _held.get().get(id(self), {})
+        if name not in held:
+            # An alias of what a parameter is now, see `put`.
+            held[name] = self.vector(name).data
+        return held[name]
+
+    # -------------------------------------------------------------------- writing
 
     def add(self, name: str, like: torch.Tensor) -> None:
         """Add a task with newly initialised tensors.
@@ -150,14 +281,17 @@ class TaskBank(torch.nn.Module):
             TaskError: The name is not valid or taken.
         """
         check_task_name(name)
-        if name in self:
+        taken = name in self
+        if not taken:
+            with torch.inference_mode(False):
+                vector = torch.nn.Parameter(torch.empty(self.size).to(like))
+                self.initialise(vector)
+            taken = self._parameters.setdefault(_key(name), vector) is not vector
+        if taken:
             raise TaskError(
                 f"task {name!r} exists already; remove it first, or choose another "
-                f"name than {listing(self.names)}"
+                f"name than {listing(self)}"
             )
-        vector = torch.nn.Parameter(torch.empty(self.size).to(like))
-        self.initialise(vector)
-        self._parameters[name.replace(".", "/")] = vector
 
     def initialise(self, vector: torch.Tensor) -> None:
         """Fill a task's vector with initial values."""
@@ -169,32 +303,48 @@ class TaskBank(torch.nn.Module):
         """Forget a task.
 
         Raises:
-            TaskError: The task is unknown.
+            TaskError: The task is unknown, or one of the folder's.
         """
-        self.vector(name)
-        del self._parameters[name.replace(".", "/")]
+        if name not in self:
+            raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
+        if self._parameters.pop(_key(name), None) is None:
+            raise TaskError(
+                f"task {name!r} is a file in {self.stored.store.folder}: remove it "
+                "there (espnet-hra tasks remove), or attach another folder"
+            )
+        self._behind.discard(name)
 
     def put(
         self, name: str, tensors: Mapping[str, torch.Tensor], like: torch.Tensor
     ) -> None:
         """Give a task, new or existing, the values of these tensors.
 
-        An existing task keeps its ``Parameter``, so that an optimizer keeps it too; a
-        new one appears complete, so that no other thread can meet it half-filled.
+        An existing task keeps its ``Parameter``, so that an optimizer keeps it too.
 
         Args:
             name: Name of the task.
             tensors: For each name of the layout a tensor of its shape.
             like: A tensor on the device and of the type that a new task shall have.
         """
-        parts = [tensors[part].reshape(-1) for part in self.layout]
-        flat = torch.cat(parts) if parts else like.new_empty(0)
-        with torch.no_grad():
-            if name in self:
-                self.vector(name).copy_(flat)
+        check_task_name(name)
+        with torch.inference_mode(False), torch.no_grad():
+            vector = self._parameters.get(_key(name))
+            flat = self.flatten(tensors, like if vector is None else vector)
+            if vector is None:
+                self._parameters[_key(name)] = torch.nn.Parameter(flat)
             else:
-                vector = torch.nn.Parameter(flat.to(like))
-                self._parameters[check_task_name(name).replace(".", "/")] = vector
+                # Other memory, not other values in the same: a pass that another
+                # thread runs goes on with the old values.
+                _replaced.append(vector.data)
+                vector.data = flat
+        self._behind.discard(name)
+
+    def flatten(
+        self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor
+    ) -> torch.Tensor:
+        """A vector of its own with the values of these tensors. Arguments as above."""
+        parts = [tensors[part].reshape(-1) for part in self.layout]
+        return (torch.cat(parts) if parts else like.new_empty(0)).to(like)
 
     def split(self, vector: torch.Tensor, section: Optional[Section] = None) -> Tensors:
         """The tensors of a task as views of its vector.
@@ -254,7 +404,7 @@ class TaskBank(torch.nn.Module):
             TaskError: A task is unknown.
         """
         distinct: List[str] = list(dict.fromkeys(names))
-        parts = [self._part(self.vector(name), section) for name in distinct]
+        parts = [self._part(self._in_use(name), section) for name in distinct]
         dtype = dtype or parts[0].dtype
         if len(distinct) == 1:
             return self._views(parts[0].to(dtype), section)
@@ -266,4 +416,9 @@ class TaskBank(torch.nn.Module):
         return self._views(rows, section)  # [b, ...]
 
     def extra_repr(self) -> str:
-        return f"tasks={len(self)}, parameters_per_task={self.size:,}"
+        return f"tasks={len(self._parameters)}, parameters_per_task={self.size:,}"
+
+
+def _key(name: str) -> str:
+    """How a task's parameter is called: torch forbids dots."""
+    return name.replace(".", "/")

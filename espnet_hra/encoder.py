@@ -13,17 +13,28 @@ import functools
 import inspect
 import os
 from pathlib import Path
-from typing import Any, ContextManager, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    ContextManager,
+    Dict,
+    Iterator,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 
-from espnet_hra import selection, taskfile
+from espnet_hra import cache, compiling, selection, stepping, taskfile
 from espnet_hra.adapters import build_adapter
 from espnet_hra.adapters.base import AfterLayer, Change, changed, shallow_copy
 from espnet_hra.checkpointing import Passes, in_backward
 from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.fingerprint import ContentCache, VersionCache, fingerprint, walk
 from espnet_hra.names import check_task_name, listing
+from espnet_hra.store import TaskStore
 
 PREFIX = "hra_"
 
@@ -135,16 +146,21 @@ class AdaptedEncoder(torch.nn.Module):
             RuntimeError: The backbone's weights are not those that the configuration
                 names.
         """
+        with self.adapter.heads.hold():
+            names = self._names(args[0] if args else kwargs["xs_pad"])
+            if len(set(names)) > 1 and not self.adapter.mixes:
+                return self._task_by_task(names, args, kwargs)
+            return self._run(names, *args, **kwargs)
+
+    def _names(self, xs_pad: torch.Tensor) -> Tuple[str, ...]:
+        """The tasks of a pass: none, one, or one per utterance."""
         if self.expected_fingerprint is not None and not self._verified:
             self.verify_backbone()
-        xs_pad = args[0] if args else kwargs["xs_pad"]
         names = self._passes.repeated(xs_pad) if in_backward() else None
         if names is None:
             names = self.tasks_of_batch(xs_pad.size(0))
             self._passes.record(xs_pad, names)
-        if len(set(names)) > 1 and not self.adapter.mixes:
-            return self._task_by_task(names, args, kwargs)
-        return self._run(names, *args, **kwargs)
+        return names
 
     def tasks_of_batch(self, size: int) -> Tuple[str, ...]:
         """The tasks in force in this thread: none, one, or one per utterance.
@@ -159,22 +175,30 @@ class AdaptedEncoder(torch.nn.Module):
 
     def _run(self, names: Tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
         """One pass with these tasks: none, one, or one per utterance."""
-        if names:
-            view = self._view(self.adapter.begin(names), self.adapter.changes(names[0]))
-        else:
-            view = self._view(None, {})
-        if self.adapter.ctc is None:
-            return self.backbone_class.forward(view, *args, **kwargs)
-        if names and not self.adapter.projects:
+        view, after_layer = self._prepared(names)
+        # An intermediate CTC that is fed back must meet the tasks of this very pass.
+        choice = names if len(names) > 1 else next(iter(names), None)
+        with selection.block(self, choice):
+            try:
+                return self.backbone_class.forward(view, *args, **kwargs)
+            finally:
+                if after_layer is not None:
+                    after_layer.ended = True
+
+    def _prepared(
+        self, names: Tuple[str, ...]
+    ) -> Tuple["AdaptedEncoder", Optional[AfterLayer]]:
+        """A view of the encoder for one pass with these tasks, see :meth:`_view`."""
+        if not names:
+            return self._view(None, {}), None
+        if self.adapter.ctc is not None and not self.adapter.projects:
             raise RuntimeError(
                 "the tasks have CTC projections of their own (ctc: task), and this "
                 "model's CTC does not use them: decode with `espnet-hra decode` or "
                 "`espnet_hra.Speech2Text`, or call espnet_hra.projection.attach(model)"
             )
-        # An intermediate CTC that is fed back must meet the tasks of this very pass.
-        choice = names if len(names) > 1 else next(iter(names), None)
-        with selection.block(self, choice):
-            return self.backbone_class.forward(view, *args, **kwargs)
+        after_layer = self.adapter.begin(names)
+        return self._view(after_layer, self.adapter.changes(names[0])), after_layer
 
     def _task_by_task(
         self, names: Tuple[str, ...], args: Tuple[Any, ...], kwargs: Dict[str, Any]
@@ -247,11 +271,15 @@ class AdaptedEncoder(torch.nn.Module):
                     child.eval()
         return self
 
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        """As ``Module.parameters``, quick with many tasks as well."""
+        return stepping.parameters(self) if recurse else super().parameters(False)
+
     # --------------------------------------------------------------------- tasks
 
     @property
     def tasks(self) -> Tuple[str, ...]:
-        """Names of the tasks."""
+        """Names of the tasks, those of a folder included."""
         return self.adapter.tasks
 
     @property
@@ -273,9 +301,12 @@ class AdaptedEncoder(torch.nn.Module):
                 plain backbone.
 
         Raises:
-            TaskError: A task is unknown.
+            TaskError: A task is unknown, or its file cannot be used.
         """
-        self._default = selection.as_choice(task, self.adapter.heads)
+        choice = selection.as_choice(task, self.adapter.heads)
+        for name in selection.distinct(choice):
+            self.adapter.heads.vector(name)  # a file is read now, or refused
+        self._default = choice
 
     def use_task(self, task: Union[None, str, Sequence[str]]) -> ContextManager[None]:
         """Choose the task for a ``with`` block of this thread; wins over `set_task`.
@@ -297,10 +328,10 @@ class AdaptedEncoder(torch.nn.Module):
         Raises:
             TaskError: The name is not valid or taken.
         """
-        self.adapter.add_task(name, like=self._like())
+        self.adapter.add_task(name, like=self.like())
 
-    def _like(self) -> torch.Tensor:
-        """Of the device and type that a new task shall have."""
+    def like(self) -> torch.Tensor:
+        """A tensor of the device and type that tasks have."""
         # Without controller or tasks, the adapter has no parameters.
         like = next(self.adapter.parameters(), next(self.parameters()))
         return like.detach()
@@ -315,6 +346,42 @@ class AdaptedEncoder(torch.nn.Module):
         chosen = self._default
         if chosen == name or (isinstance(chosen, tuple) and name in chosen):
             self._default = selection.UNSET
+
+    def attach_store(
+        self,
+        store: Union[str, os.PathLike, TaskStore, None],
+        *,
+        max_loaded: Optional[int] = None,
+        behind: Sequence[str] = (),
+    ) -> None:
+        """Let tasks come from a folder of task files, each fetched when it is used.
+
+        The encoder then knows them all, now and later, and keeps those in memory that
+        were used last. Whoever adds, replaces or removes a file (in one step, as
+        :class:`~espnet_hra.store.TaskStore` does) changes the next pass that uses it.
+        Tasks from a folder do not learn; :meth:`load_task` makes them parameters.
+
+        Args:
+            store: The folder with files ``NAME.safetensors``; None for none any more.
+            max_loaded: Most heads that are kept in memory; by default as many as take
+                256 MiB. What a pass uses lives until it ends, whatever their number.
+            behind: Tasks that the encoder has and that those of the folder go before.
+                By default what the encoder has goes before the folder's.
+
+        Raises:
+            ConfigError: `max_loaded` is no whole number above 0.
+        """
+        stored = None
+        if store is not None:
+            stored = cache.heads_of(self, store, max_loaded)
+        self.adapter.heads.attach(stored, behind)
+
+    @property
+    def loaded_tasks(self) -> Tuple[str, ...]:
+        """Names of the tasks that are in memory."""
+        heads = self.adapter.heads
+        stored = () if heads.stored is None else heads.stored.names
+        return tuple(dict.fromkeys((*heads.own, *stored)))
 
     def save_task(
         self,
@@ -379,7 +446,7 @@ class AdaptedEncoder(torch.nn.Module):
                 f"{path}: task {name!r} exists already; load it with replace=True, or "
                 "remove the other first"
             )
-        heads.put(name, file.tensors, like=self._like())
+        heads.put(name, file.tensors, like=self.like())
         vector = heads.vector(name)
         # Goes where the parameter goes, and ends with it.
         vector.espnet_hra_info = (file.info, fingerprint([("", vector)]))
@@ -425,11 +492,15 @@ class AdaptedEncoder(torch.nn.Module):
             {k: v for k, v in shared if isinstance(v, torch.nn.Parameter)}
         )
 
-    def identity(self) -> Dict[str, Any]:
-        """What a task's file must agree with: configuration and fingerprints."""
+    def identity(self, backbone: Optional[str] = None) -> Dict[str, Any]:
+        """What a task's file must agree with: configuration and fingerprints.
+
+        Args:
+            backbone: The backbone's fingerprint, if it is known to be the same still.
+        """
         return {
             "config": self.adapter.config,
-            "backbone": self.backbone_fingerprint,
+            "backbone": backbone or self.backbone_fingerprint,
             "controller": self.controller_fingerprint,
             **self.surroundings,
         }
@@ -462,7 +533,9 @@ class AdaptedEncoder(torch.nn.Module):
             if not holds_backbone and not self._verified:
                 errors.append(_NOT_LOADED)
         heads = {k.removeprefix("adapter.heads.") for k in keys if ".heads." in k}
-        without = [name for name in self.tasks if name.replace(".", "/") not in heads]
+        self.adapter.heads.read_anew()
+        own = self.adapter.heads.own
+        without = [name for name in own if name.replace(".", "/") not in heads]
         if heads and without:  # they would go on as the backbone, in silence as well
             known = sorted(key.replace("/", ".") for key in heads)
             errors.append(
@@ -489,6 +562,7 @@ class AdaptedEncoder(torch.nn.Module):
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
         self._passes = Passes()
+        cache.adopt(self.adapter.heads.stored, self)
         if isinstance(self._default, selection._Unset):
             self._default = selection.UNSET
 
@@ -606,6 +680,7 @@ def wrap_encoder(backbone_class: type) -> type:
     """
     own = inspect.signature(AdaptedEncoder.__init__).parameters
     theirs = inspect.signature(backbone_class.__init__).parameters
+    compiling.leave_outside(AdaptedEncoder)
     keyword = inspect.Parameter.KEYWORD_ONLY
     merged = [p for p in theirs.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
     merged += [own[key].replace(kind=keyword) for key in OWN_KEYS]

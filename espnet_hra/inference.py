@@ -1,7 +1,7 @@
 """Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC.
 
-A model may have thousands of tasks in files beside it (see :mod:`espnet_hra.store`).
-They are known at once and loaded when they are first chosen.
+A model may have any number of tasks in files beside it (see :mod:`espnet_hra.store`).
+They are known at once and fetched when they are used (see :mod:`espnet_hra.cache`).
 """
 
 import argparse
@@ -32,7 +32,7 @@ Wave = Union[torch.Tensor, np.ndarray]
 NBest = List[Tuple[Optional[str], List[str], List[int], Any]]
 
 _building = threading.Lock()
-#: Two threads may choose the same task, which is loaded once.
+#: Two threads may choose the same file or pack, which is loaded once.
 _loading = threading.RLock()
 
 
@@ -54,7 +54,10 @@ class Speech2Text(asr_inference.Speech2Text):
             fast, batched, without a decoder or language model.
         pretrained_model: Where the frozen base is, if not where the configuration says.
         store: Task files to choose from; by default those in the folder ``tasks``
-            beside the checkpoint.
+            beside the checkpoint. They go before tasks of the checkpoint.
+        max_loaded_tasks: Most heads of the store that are kept in memory, those that
+            were used last; by default as many as take 256 MiB. See
+            :meth:`~espnet_hra.encoder.AdaptedEncoder.attach_store`.
         **kwargs: As for ESPnet's ``Speech2Text``.
 
     Examples:
@@ -79,6 +82,7 @@ class Speech2Text(asr_inference.Speech2Text):
         ctc_greedy: bool = False,
         pretrained_model: Optional[str] = None,
         store: Optional[TaskStore] = None,
+        max_loaded_tasks: Optional[int] = None,
         **kwargs: Any,
     ):
         built_by = type(
@@ -95,10 +99,10 @@ class Speech2Text(asr_inference.Speech2Text):
         self.store = store
         self._sources: Dict[str, str] = {}
         if self._heads is not None and store is not None:
-            # What lies beside the checkpoint goes before what is in it.
-            names = {*store.names, *store.removed}.intersection(self._heads.names)
-            for name in names:
-                self.asr_model.encoder.remove_task(name)
+            encoder = self.asr_model.encoder
+            encoder.attach_store(
+                store, max_loaded=max_loaded_tasks, behind=encoder.tasks
+            )
         if task is not None:
             self.set_task(task)
 
@@ -148,11 +152,7 @@ class Speech2Text(asr_inference.Speech2Text):
     @property
     def tasks(self) -> Tuple[str, ...]:
         """Names of the tasks, loaded or not; empty if the model has no adapter."""
-        if self._heads is None:
-            return ()
-        loaded = self._heads.names
-        stored = () if self.store is None else self.store.names
-        return (*loaded, *(name for name in stored if name not in self._heads))
+        return () if self._heads is None else self.asr_model.encoder.tasks
 
     def set_task(self, task: Union[None, str, Sequence[str]]) -> None:
         """Choose the task of the following utterances, for all threads.
@@ -161,7 +161,7 @@ class Speech2Text(asr_inference.Speech2Text):
             task: A name, a list with one name per utterance of a batch, or None for the
                 plain backbone. Instead of a name also the path of a task file, or of a
                 task pack (folder, zip, repository of the hub) with one task. What is
-                not loaded yet is loaded and verified.
+                not in memory yet is fetched and verified.
 
         Raises:
             TaskError: The task is unknown, or made for another model.
@@ -212,15 +212,16 @@ class Speech2Text(asr_inference.Speech2Text):
             return self._load_once(str(task))
 
     def _load_once(self, task: str) -> str:
-        if task in self._heads:
-            return task
         if self._sources.get(task) in self._heads:
             return self._sources[task]
-        if self.store is not None and task in self.store:
-            return self.load_task(self.store.path(task), name=task)
-        if "/" not in task and not Path(task).exists():
+        path = Path(task).expanduser()
+        if self.store is not None and path.exists():
+            if self.store.version(path.stem) is not None:
+                if path.samefile(self.store.path(path.stem)):
+                    return path.stem  # a file of the store, which knows it already
+        elif "/" not in task and not path.exists():
             raise TaskError(
-                f"unknown task {task!r}; known tasks: {listing(self.tasks)}"
+                f"unknown task {task!r}; known tasks: {listing(self._heads)}"
             )
         self._sources[task] = self.load_task(task)
         return self._sources[task]
@@ -258,8 +259,7 @@ class Speech2Text(asr_inference.Speech2Text):
             return self.batch_decode(speech)
         if utt2task is not None:
             utt2task = torch.as_tensor(utt2task)[None]
-        with self._tasks_of(utt2task, None):
-            self._choice()
+        with self._request(utt2task, None):
             if self.ctc_greedy:
                 return self.batch_decode([speech])[0]
             return super().__call__(speech)
@@ -294,44 +294,50 @@ class Speech2Text(asr_inference.Speech2Text):
         else:
             lengths = torch.as_tensor(speech_lengths).tolist()
             waves = [torch.as_tensor(w)[:n] for w, n in zip(speech, lengths)]
-        with self._tasks_of(utt2task, utt2task_lengths):
-            choice = self._choice()
+        with self._request(utt2task, utt2task_lengths) as choice:
             if self.ctc_greedy:
                 return self._split_if_too_large(self._greedy, waves, choice)
             if choice is None or isinstance(choice, str):
                 return super().batch_decode(waves)  # one task: nothing to mix up
             return self._split_if_too_large(self._search, waves, choice)
 
-    def _tasks_of(
+    @contextlib.contextmanager
+    def _request(
         self, names: Optional[torch.Tensor], lengths: Optional[torch.Tensor]
-    ) -> contextlib.AbstractContextManager:
-        if names is None or self._heads is None:
-            return contextlib.nullcontext()
-        if lengths is None:
-            lengths = torch.full([names.size(0)], names.size(1))
-        return self.asr_model.encoder.use_task(
-            self._loaded(decode_names(names, lengths))
-        )
+    ) -> Iterator[selection.Choice]:
+        """A block in which neither the choice nor a chosen task changes.
 
-    def _choice(self) -> Union[None, str, Tuple[str, ...]]:
-        """The choice in force; tasks that are not loaded yet count as well.
+        Encoder, CTC and search use the tasks one after the other, and other threads may
+        choose, replace or remove tasks in the meantime.
+
+        Args:
+            names: The batch's task names as the data loader gives them; None for the
+                choice in force.
+            lengths: Their lengths.
 
         Raises:
-            TaskError: None was chosen among several.
+            TaskError: A task is unknown, or none was chosen among several.
         """
         if self._heads is None:
-            return None
+            yield None
+            return
         encoder = self.asr_model.encoder
-        choice = selection.current(encoder, encoder._default, _Names(self))
-        if isinstance(choice, str) and choice not in self._heads:
-            self._loaded(choice)  # the only one there is
-        return choice
+        if names is None:
+            choice = encoder.chosen_task
+        else:
+            if lengths is None:
+                lengths = torch.full([names.size(0)], names.size(1))
+            given = self._loaded(decode_names(names, lengths))
+            choice = selection.as_choice(given, self._heads)
+        used = selection.distinct(choice)
+        with self._heads.hold(used), selection.block(encoder, choice):
+            yield choice
 
     def _split_if_too_large(
         self,
         decode: Any,
         waves: List[torch.Tensor],
-        choice: Union[None, str, Tuple[str, ...]],
+        choice: selection.Choice,
     ) -> List[NBest]:
         """Decode a batch, in halves if memory runs out; tasks go with utterances."""
         listed = isinstance(choice, tuple)
@@ -406,22 +412,6 @@ class Speech2Text(asr_inference.Speech2Text):
             )
             results.append([(text, tokens, ids.tolist(), hypothesis)])
         return results
-
-
-class _Names:
-    """All tasks as a container; the folder is only read if it must be."""
-
-    def __init__(self, speech2text: Speech2Text):
-        self._owner = speech2text
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._owner._heads
-
-    def __len__(self) -> int:
-        return len(self._owner.tasks)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._owner.tasks)
 
 
 def inference(args: argparse.Namespace, extra: Dict[str, Any]) -> None:

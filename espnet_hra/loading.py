@@ -13,6 +13,7 @@ needs ESPnet's tasks, whose import takes seconds; :mod:`espnet_hra.building` doe
 """
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -89,7 +90,7 @@ def find_model(source: str, base: Optional[str] = None) -> Found:
         store = TaskStore(
             store_folder,
             _remote_tasks(manifest),
-            lambda n: _hub_file(source, folder, n),
+            functools.partial(_hub_file, source, folder),
         )
     return Found(source, opened.config_file, opened.model_file, store)
 

@@ -1,5 +1,6 @@
 """Names of tasks: what they may look like, and how messages list them."""
 
+import itertools
 import re
 from typing import Iterable
 
@@ -14,6 +15,9 @@ TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ENCODER_HINT = (
     ' (of the package espnet-hra: "pip install espnet-hra", then "import espnet_hra")'
 )
+
+#: A message about one wrong name shall not read a folder of a million files.
+_COUNTED = 10_000
 
 
 def plain_encoder(name: str) -> str:
@@ -36,7 +40,7 @@ def check_task_name(name: object) -> str:
 
 
 def listing(names: Iterable[str], limit: int = 20) -> str:
-    """Names for a message; long lists are cut and counted.
+    """Names for a message; long lists are cut and counted, very long ones not counted.
 
     Args:
         names: Task names.
@@ -45,8 +49,12 @@ def listing(names: Iterable[str], limit: int = 20) -> str:
     Returns:
         ``"a, b, c"``, ``"a, b, ... (10,000 in all)"`` or ``"none"``.
     """
-    names = list(names)
+    names = list(itertools.islice(names, _COUNTED + 1))
     if not names:
         return "none"
     shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
+    if len(names) <= limit:
+        return shown
+    if len(names) > _COUNTED:
+        return f"{shown}, ... (more than {_COUNTED:,} in all)"
+    return f"{shown}, ... ({len(names):,} in all)"

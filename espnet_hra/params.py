@@ -31,7 +31,7 @@ def count(model: torch.nn.Module) -> Dict[str, Any]:
         "shared": sum(p.numel() for p in adapter.shared_parameters().values()),
         "one_task": adapter.heads.size,
         "per_task": {
-            name: adapter.heads.vector(name).numel() for name in encoder.tasks
+            name: adapter.heads.vector(name).numel() for name in adapter.heads.own
         },
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "formula": adapter.formula(),

@@ -57,6 +57,11 @@ def as_choice(task: Union[None, str, Sequence[str]], known: Sequence[str]) -> Ch
     return task if isinstance(task, str) else names
 
 
+def distinct(choice: Choice) -> Tuple[str, ...]:
+    """The tasks of a choice, each once."""
+    return tuple(dict.fromkeys((choice,) if isinstance(choice, str) else choice or ()))
+
+
 @contextlib.contextmanager
 def block(owner: object, choice: Choice) -> Iterator[None]:
     """Let a choice hold for `owner` within the block, in this thread."""

@@ -10,9 +10,20 @@ number of them may add, remove and read tasks at the same time.
 
 import contextlib
 import fcntl
+import itertools
 import os
 from pathlib import Path
-from typing import Callable, FrozenSet, Iterator, Mapping, Optional, Tuple, Union
+from typing import (
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterator,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
 
 from espnet_hra.errors import TaskError
 from espnet_hra.names import TASK_NAME, check_task_name, listing
@@ -22,6 +33,34 @@ from espnet_hra.taskfile import SUFFIX, read, write_atomic
 FOLDER = "tasks"
 
 _REMOVED, _LOCK = "removed.txt", ".lock"
+
+#: Of a folder with more tasks, the names come in no order where they come one by one.
+_SORTED = 10_000
+
+
+class Version(NamedTuple):
+    """What changes whenever a file does: replaced as a whole or written to."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+def version_of(path: Union[str, os.PathLike]) -> Optional[Version]:
+    """The version of a file; None if there is none.
+
+    Raises:
+        TaskError: It cannot be told.
+    """
+    try:
+        s = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise TaskError(f"{path}: cannot be read: {e}") from e
+    return Version(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
 class TaskStore:
@@ -42,36 +81,70 @@ class TaskStore:
     ):
         self.folder = Path(folder)
         self._remote, self._fetch = dict(remote or {}), fetch
+        self._fetched: Dict[str, Path] = {}
+        self._removed: Tuple[Optional[Version], FrozenSet[str]] = (None, frozenset())
 
     # ------------------------------------------------------------------- reading
 
     @property
     def names(self) -> Tuple[str, ...]:
         """Names of the tasks, in alphabetical order."""
-        found = set(self._remote)
+        return tuple(sorted(self._remote.keys() | set(self._listed())))
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tasks; whoever stops early need not read a large folder.
+
+        In alphabetical order, unless there are more than ten thousand.
+        """
+        listed = (name for name in self._listed() if name not in self._remote)
+        names = itertools.chain(self._remote, listed)
+        yield from sorted(itertools.islice(names, _SORTED))
+        yield from names
+
+    def _listed(self) -> Iterator[str]:
+        """Names of the files in the folder."""
         try:
-            for name in os.listdir(self.folder):
-                stem = name.removesuffix(SUFFIX)
-                if stem != name and TASK_NAME.fullmatch(stem):
-                    found.add(stem)
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    stem = entry.name.removesuffix(SUFFIX)
+                    if stem != entry.name and TASK_NAME.fullmatch(stem):
+                        yield stem
         except FileNotFoundError:
             pass
-        return tuple(sorted(found))
 
     @property
     def removed(self) -> FrozenSet[str]:
         """Tasks of the checkpoint that count as removed."""
-        try:
-            text = (self.folder / _REMOVED).read_text(encoding="utf-8")
-        except FileNotFoundError:
+        path = self.folder / _REMOVED
+        version = version_of(path)
+        if version is None:
             return frozenset()
-        return frozenset(text.split())
+        if self._removed[0] != version:
+            try:
+                names = frozenset(path.read_text(encoding="utf-8").split())
+            except FileNotFoundError:
+                return frozenset()
+            self._removed = (version, names)
+        return self._removed[1]
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (
-            name in self._remote
-            or (TASK_NAME.fullmatch(name) is not None and self._file(name).is_file())
+            name in self._remote or self.version(name) is not None
         )
+
+    def is_remote(self, name: str) -> bool:
+        """Whether a task can be fetched from elsewhere."""
+        return name in self._remote
+
+    def version(self, name: str) -> Optional[Version]:
+        """What changes whenever a task's file does; None if it is not here.
+
+        Raises:
+            TaskError: It cannot be told.
+        """
+        if not TASK_NAME.fullmatch(name):
+            return None
+        return version_of(self._fetched.get(name) or self._file(name))
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{check_task_name(name)}{SUFFIX}"
@@ -82,12 +155,13 @@ class TaskStore:
         Raises:
             TaskError: The task is unknown.
         """
-        path = self._file(name)
+        path = self._fetched.get(name) or self._file(name)
         if path.is_file():
             return path
         if name in self._remote and self._fetch is not None:
-            return self._fetch(self._remote[name])
-        raise TaskError(f"unknown task {name!r}; known tasks: {listing(self.names)}")
+            self._fetched[name] = self._fetch(self._remote[name])
+            return self._fetched[name]
+        raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
 
     # ------------------------------------------------------------------- writing
 
@@ -147,9 +221,7 @@ class TaskStore:
             removed = self.removed
             hidden = in_checkpoint and name not in removed
             if not path.exists() and not hidden:
-                raise TaskError(
-                    f"unknown task {name!r}; known tasks: {listing(self.names)}"
-                )
+                raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
             if hidden:
                 text = "".join(f"{n}\n" for n in sorted({*removed, name}))
                 write_atomic(self.folder / _REMOVED, text.encode())

@@ -461,6 +461,7 @@ def _train(args: argparse.Namespace, found: Any, work: Path) -> bytes:
         store=found.store,
     )
     encoder = speech2text.asr_model.encoder
+    encoder.attach_store(None)  # the new task shall learn
     if args.name in encoder.tasks:
         encoder.remove_task(args.name)  # to be replaced
     encoder.add_task(args.name)

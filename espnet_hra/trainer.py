@@ -23,6 +23,7 @@ from espnet2.train.reporter import Reporter
 
 from espnet_hra.encoder import AdaptedEncoder
 from espnet_hra.model import ADAPTER_PREFIX
+from espnet_hra.stepping import used_only
 
 _save = torch.save
 _average = espnet_trainer.average_nbest_models
@@ -47,6 +48,12 @@ class AdapterTrainer(espnet_trainer.Trainer):
             if options.resume:
                 repair(Path(options.output_dir), options.best_model_criterion)
             super().run(model=model, **kwargs)
+
+    @classmethod
+    def train_one_epoch(cls, **kwargs: Any) -> bool:
+        """As ESPnet's, without looking at tasks that a step did not use."""
+        with used_only(kwargs["optimizers"]):
+            return super().train_one_epoch(**kwargs)
 
     @classmethod
     def plot_attention(cls, model: torch.nn.Module, **kwargs: Any) -> None:

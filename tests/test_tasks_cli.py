@@ -239,14 +239,14 @@ def test_stored_tasks_are_loaded_when_they_are_chosen(model, tmp_path, recording
     assert run("import", file, "--model", model) == 0
     speech2text = opened(model)
     assert speech2text.tasks == (*TASKS, "new")
-    assert "new" not in speech2text.asr_model.encoder.tasks
+    assert speech2text.asr_model.encoder.loaded_tasks == TASKS
     wave = next(iter(recordings.values()))
     with pytest.raises(TaskError, match="female, it.carlo, new"):
         speech2text(wave)
     with pytest.raises(TaskError, match="female, it.carlo, new"):
         speech2text.batch_decode([wave])
     speech2text.set_task("new")
-    assert "new" in speech2text.asr_model.encoder.tasks
+    assert speech2text.asr_model.encoder.loaded_tasks == (*TASKS, "new")
     with pytest.raises(TaskError, match="'x'.*female, it.carlo, new"):
         speech2text.set_task("x")
     one = opened(model, task="new")
@@ -306,6 +306,58 @@ def test_a_swapped_file_in_the_folder_is_refused(model, tmp_path):
     shutil.copyfile(folder / "a.safetensors", folder / "b.safetensors")
     with pytest.raises(TaskError, match="expected the task 'b', found 'a'"):
         opened(model, task="b")
+
+
+def test_changes_of_the_folder_count_while_a_model_is_open(model, tmp_path, recordings):
+    speech2text = opened(model, max_loaded_tasks=1)
+    before = texts(speech2text, recordings, "female")
+    file = with_another(model, "female", tmp_path)
+    assert run("import", file, "--model", model, "--replace") == 0
+    after = texts(speech2text, recordings, "female")
+    assert after == texts(opened(model), recordings, "female") != before
+    assert run("import", with_another(model, "b", tmp_path), "--model", model) == 0
+    assert texts(speech2text, recordings, "b") == texts(opened(model), recordings, "b")
+    assert speech2text.asr_model.encoder.loaded_tasks == (*TASKS, "b")
+    assert run("remove", "female", "b", "--model", model) == 0
+    assert speech2text.tasks == ("it.carlo",)
+    for gone in ("female", "b"):
+        with pytest.raises(TaskError, match=f"unknown task '{gone}'.*it.carlo"):
+            speech2text.set_task(gone)
+
+
+@pytest.mark.parametrize("ctc_greedy", [True, False])
+def test_a_request_ends_with_the_head_it_began_with(
+    base, tmp_path, recordings, ctc_greedy
+):
+    """The encoder and the CTC use a task one after the other."""
+    model = make_adaptation(tmp_path / "exp", base, ctc="task")
+    speech2text = opened(model)
+    encoder = speech2text.asr_model.encoder
+    encoder.save_task("female", tmp_path / "first")
+    with torch.no_grad():
+        encoder.adapter.heads.vector("female").mul_(-1.0)
+    encoder.save_task("female", tmp_path / "second")
+    (model / "tasks").mkdir()
+    stored = model / "tasks" / "female.safetensors"
+    shutil.copyfile(tmp_path / "first", stored)
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(model), ctc_greedy=ctc_greedy, ctc_weight=1.0, beam_size=2
+    )
+    encoder = speech2text.asr_model.encoder
+    before = texts(speech2text, recordings, "female")
+    speech2text.set_task("female")
+
+    def disturb(*ignored):
+        shutil.copyfile(tmp_path / "second", stored)
+        speech2text.set_task("it.carlo")
+
+    hook = encoder.encoders[-1].register_forward_hook(disturb)
+    wave = next(iter(recordings.values()))
+    text, *_, hypothesis = speech2text(wave)[0]
+    assert f"{text} {float(hypothesis.score):.6f}" == before[0]
+    hook.remove()
+    assert encoder.chosen_task == "it.carlo"
+    assert texts(speech2text, recordings, "female")[0] != before[0]
 
 
 def test_a_task_of_another_vocabulary_or_base_is_refused(model, tmp_path):

@@ -36,10 +36,15 @@ class OnePass:
 
     Reentrant checkpoints run layers without gradients first, and give gradients to
     nothing but their inputs: what the tasks own would silently learn nothing.
+
+    Attributes:
+        ended: Whether the pass is over; the encoder sets it. A layer that runs later
+            is one that activation checkpointing runs again.
     """
 
     def __init__(self) -> None:
         self.grad = torch.is_grad_enabled()
+        self.ended = False
 
     def __call__(
         self, index: int, x: torch.Tensor, given: torch.Tensor
@@ -172,7 +177,7 @@ class Adapter(torch.nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise every task that exists, and what they share."""
-        for name in self.heads:
+        for name in self.heads.own:
             self.heads.initialise(self.heads.vector(name))
 
     def espnet_initialization_fn(self) -> None:

@@ -50,7 +50,6 @@ from espnet_hra.adapters.base import (
     init_matrix,
 )
 from espnet_hra.bank import TaskBank, Tensors
-from espnet_hra.checkpointing import in_backward, in_checkpoint
 from espnet_hra.errors import ConfigError
 
 
@@ -401,10 +400,10 @@ class HierarchicalRecurrentAdapter(Adapter):
             What the next layer receives, (b, ..., d), and the new state, (b, ..., c).
         """
         h = self.controller(read, h, index)
-        change = self.head.apply(h, head)
-        if self.scale is not None:
-            change = change * self.scale[index]
-        return change.to(x.dtype).add_(x), h  # in place: y = x + ...
+        change = self.head.apply(h, head).to(x.dtype)
+        if self.scale is None:
+            return change.add_(x), h  # in place: y = x + ...
+        return torch.addcmul(x, change, self.scale[index].to(x.dtype)), h
 
     def count(self) -> Tuple[int, int]:
         d, c, _ = self._size
@@ -437,16 +436,16 @@ class _DepthRecurrence:
         self.h: Optional[torch.Tensor] = None
         self.latest = -1
         self.grad = torch.is_grad_enabled()
-        self.recomputing = in_backward()
+        self.ended = False
         # Activation checkpointing runs a layer again during backward; it must then
-        # meet the same h as the first time. Kept by layer, within a checkpoint only.
+        # meet the same h as the first time. (Autograd keeps them all anyway.)
         self.came_from: Dict[int, Optional[torch.Tensor]] = {}
 
     def __call__(
         self, index: int, x: torch.Tensor, given: torch.Tensor
     ) -> torch.Tensor:
         read = given if self.adapter.reads == "input" else x
-        if in_backward() and not self.recomputing:
+        if self.ended:
             h = self.came_from[index]
             return self.adapter.step(index, read, x, h, self.head)[0]
         if self.grad and not torch.is_grad_enabled():
@@ -454,7 +453,7 @@ class _DepthRecurrence:
         h = self.h if index > self.latest else None
         if h is not None and h.size(-2) > x.size(-2):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
-        if in_checkpoint():
+        if self.grad:
             self.came_from[index] = h
         self.latest = index
         y, self.h = self.adapter.step(index, read, x, h, self.head)

@@ -7,12 +7,18 @@ from typing import Optional, Sequence
 from espnet2.bin.asr_inference import get_parser as get_espnet_parser
 from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
-from espnet2.utils.types import str2bool, str_or_none
+from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
 from espnet_hra.errors import one_line
 from espnet_hra.inference import inference
 
-_OWN = ("task", "without_task", "ctc_greedy", "pretrained_model")
+_OWN = (
+    "task",
+    "without_task",
+    "ctc_greedy",
+    "pretrained_model",
+    "max_loaded_tasks",
+)
 
 
 def get_parser() -> config_argparse.ArgumentParser:
@@ -43,6 +49,13 @@ def get_parser() -> config_argparse.ArgumentParser:
         type=str_or_none,
         default=None,
         help="Where the frozen base is, if not where the saved configuration says",
+    )
+    group.add_argument(
+        "--max_loaded_tasks",
+        type=int_or_none,
+        default=None,
+        help="Most tasks of the folder beside the model that are kept in memory "
+        "(default: as many as take 256 MiB)",
     )
     return parser
 
