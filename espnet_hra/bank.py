@@ -162,10 +162,16 @@ class TaskBank(torch.nn.Module):
             return False
         if name in _held.get().get(id(self), {}):
             return True
+        if self.is_parameter(name):
+            return True
+        return self.stored is not None and name in self.stored
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether a name stands for a parameter, and not for a file or nothing."""
         own = _key(name) in self._parameters
-        if self.stored is None or (own and name not in self._behind):
+        if not own or self.stored is None or name not in self._behind:
             return own
-        return name in self.stored or (own and name not in self.stored.store.removed)
+        return not (name in self.stored or name in self.stored.store.removed)
 
     def train(self, mode: bool = True) -> "TaskBank":
         """As ``Module.train``, which fails where a task is called "training"."""

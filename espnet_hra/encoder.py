@@ -430,7 +430,8 @@ class AdaptedEncoder(torch.nn.Module):
 
         Args:
             path: A file of :meth:`save_task`.
-            replace: Whether it may take the place of a task of the same name.
+            replace: Whether it may take the place of a task of the same name. (It goes
+                before one of :meth:`attach_store`'s folder in any case.)
 
         Returns:
             The name of the task.
@@ -441,7 +442,7 @@ class AdaptedEncoder(torch.nn.Module):
         """
         heads, file = self.adapter.heads, self.read_task(path)
         name = file.name
-        if name in heads and not replace:
+        if heads.is_parameter(name) and not replace:  # goes before a folder's
             raise TaskError(
                 f"{path}: task {name!r} exists already; load it with replace=True, or "
                 "remove the other first"

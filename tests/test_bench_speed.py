@@ -300,10 +300,10 @@ def test_verdicts(ratio, noise, expected):
 # -------------------------------------------------------------------- the command
 
 
-def test_all_of_it_takes_less_than_twenty_minutes_on_two_cores():
+def test_all_of_it_takes_less_than_half_an_hour_on_two_cores():
     backbones = [random_backbone(n) for n in ("12x144", "12x256", "18x512")]
     blocks = speed.plan(backbones, list(speed.CASES), speed.Sizes(), None, None, CPU)
-    assert sum(block.estimate(50.0) for block in blocks) < 20 * 60
+    assert sum(block.estimate(50.0) for block in blocks) < 25 * 60
     assert {block.case for block in blocks} == set(speed.CASES)
     known = {
         name for claim in speed_page.CLAIMS for name in (*claim.top, *claim.bottom)

@@ -62,8 +62,9 @@ RANDOM = ("12x256", "18x512")
 #: measure the same.
 LIMIT, FEWEST, MOST = 1000, 5, 31
 
-#: Seconds of speech in an utterance: the first with which a run stays below so many.
-SPEECH = ((5.0, 25), (2.0, 150), (1.0, 0))
+#: Seconds of speech in an utterance: the first with which a run stays below so many
+#: billions of multiply-accumulates.
+SPEECH = ((5.0, 25), (2.0, 0))
 
 #: Share of a matrix product's speed that an encoder reaches, for the estimate.
 EFFICIENCY = 0.5
@@ -475,7 +476,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds",
         type=float,
-        help="of speech in an utterance (default: 5; 2 or 1 where a run is long)",
+        help="of speech in an utterance (default: 5; 2 where a run is long)",
     )
     parser.add_argument(
         "--threads",

@@ -16,6 +16,7 @@ from espnet_hra.bench.backbones import Backbone
 from espnet_hra.encoder import freeze_statistics, wrap_encoder
 from espnet_hra.errors import ConfigError
 from espnet_hra.params import layer_macs
+from espnet_hra.stepping import used_only
 
 #: Matrices that a LoRA changes, in every layer: its authors' choice.
 MATRICES = ("linear_q", "linear_v")
@@ -166,7 +167,11 @@ class Subject:
         self.forward()
 
     def step(self) -> None:
-        """Forward, CTC, backward, clipping, and AdamW over all parameters."""
+        """Forward, CTC, backward, clipping, and AdamW, as `espnet-hra train` has them.
+
+        Whatever the variant, clipping looks at all parameters and AdamW at those that
+        have a gradient.
+        """
         everything = [*self.encoder.parameters(), *self.projection.parameters()]
         if self._optimizer is None:
             self.encoder.train()
@@ -186,8 +191,9 @@ class Subject:
             zero_infinity=True,
         ).backward()
         torch.nn.utils.clip_grad_norm_(everything, 5.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        with used_only([self._optimizer]):
+            self._optimizer.step()
+            self._optimizer.zero_grad()
 
 
 def _shared(stock: torch.nn.Module) -> torch.nn.Module:
