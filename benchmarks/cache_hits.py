@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", type=int, default=1_000_000)
-    parser.add_argument("--loaded", type=int, nargs="+", default=[1000, 3000, 10_000])
+    parser.add_argument("--loaded", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--s", type=float, nargs="+", default=[0.8, 1.0, 1.2])
     parser.add_argument("--requests", type=int, default=300_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -56,7 +56,9 @@ def main() -> None:
                 for rank in np.searchsorted(shares, drawn).tolist():
                     cache.get(f"task{rank}")
 
-            serve(max(args.requests, 3 * loaded))
+            serve(args.requests)
+            while len(cache) < min(loaded, args.tasks):
+                serve(args.requests)
             cache.hits = cache.misses = 0
             start = time.perf_counter()
             serve(args.requests)

@@ -269,7 +269,7 @@ class FeedForwardHead:
 
     @staticmethod
     def apply(h: torch.Tensor, p: Tensors) -> torch.Tensor:
-        return affine(affine(h, p["V1"], p["v1"]).relu(), p["V2"], p["v2"])
+        return affine(affine(h, p["V1"], p["v1"]).relu_(), p["V2"], p["v2"])
 
 
 HEADS = {"linear": LinearHead, "ffn": FeedForwardHead}

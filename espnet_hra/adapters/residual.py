@@ -91,7 +91,7 @@ class _Bottlenecks(OnePass):
     ) -> torch.Tensor:
         x = super().__call__(index, x, given)
         p = {name: layers[index] for name, layers in self.tensors.items()}
-        inner = affine(self._norm(x, p), p["D"], p["d"]).relu()
+        inner = affine(self._norm(x, p), p["D"], p["d"]).relu_()
         return affine(inner, p["U"], p["u"]).to(x.dtype).add_(x)  # in place: y = x + ..
 
     def _norm(self, x: torch.Tensor, p: Tensors) -> torch.Tensor:
