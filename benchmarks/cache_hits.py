@@ -34,7 +34,9 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", type=int, default=1_000_000)
-    parser.add_argument("--loaded", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument(
+        "--loaded", type=int, nargs="+", default=[1000, 10_000, 100_000]
+    )
     parser.add_argument("--s", type=float, nargs="+", default=[0.8, 1.0, 1.2])
     parser.add_argument("--requests", type=int, default=300_000)
     parser.add_argument("--seed", type=int, default=0)

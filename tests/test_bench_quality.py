@@ -127,6 +127,8 @@ def test_another_rate_scales_the_whole_schedule():
     words = quality.with_rate(config, 3e-3)
     assert words[1] == "lr=0.003"
     assert words[3] == "warmup_lr_list=[0.0,0.003,0.003,0.00006]"
+    # Without a schedule that lists rates, all hangs on the optimizer's.
+    assert quality.with_rate({"optim": "adam"}, 1e-3) == ["--optim_conf", "lr=0.001"]
     # As YAML reads them: 6e-05 would be a word.
     assert yaml.safe_load(words[3].partition("=")[2]) == [0.0, 0.003, 0.003, 6e-5]
 
@@ -191,6 +193,7 @@ def test_what_has_its_rows_is_done(tmp_path):
     [
         ("runz: {}", "unknown keys: runz; possible are: alone, .*runs"),
         ("runs: {conf/no.yaml: [1]}", "names conf/no.yaml: .*No such file"),
+        ("runs: {conf/train_lora.yaml: [1]}", "no link.* train_lora_....yaml"),
         ("[1]", "expected keys and values"),
         ("a: [", "--plan .*plan.yaml: while parsing"),
     ],
@@ -208,6 +211,10 @@ def test_a_plan_that_cannot_be_run_is_refused(tmp_path, plan, message):
     [
         (["--recipe", "/nowhere"], "/nowhere: there is no run.sh"),
         (["--recipe", str(RECIPE), "--only", "magic"], "no such method.*lora_r6"),
+        (
+            ["--recipe", str(RECIPE), "--", "--asr_args", "--max_epoch 1"],
+            "--asr_args: the plan decides on that.*--plan.*quality.yaml",
+        ),
     ],
 )
 def test_mistakes_are_refused_in_one_line(arguments, message):
@@ -228,6 +235,8 @@ def test_a_small_comparison_from_data_to_results(tmp_path, base, capsys):
     (top / "espnet_hra").symlink_to(ROOT / "espnet_hra")
     recipe = top / "egs2" / "hra_asr"
     hra = "conf/mini_an4/train_hra.yaml"
+    config = yaml.safe_load((recipe / hra).read_text())
+    (recipe / hra).write_text(yaml.safe_dump({**config, "max_epoch": 2}))
     plan = {
         "corpus": "mini_an4",
         "few_tasks": ["female"],
@@ -239,19 +248,19 @@ def test_a_small_comparison_from_data_to_results(tmp_path, base, capsys):
                 "no norm": "--encoder_conf adapter_conf.input_norm=none",
             },
         },
-        "runs": {hra: [1, 2], "conf/no_method.yaml": [1]},
+        "runs": {hra: [1, 2], "conf/train_magic_1.yaml": [1]},
         "alone": {hra: [1]},
     }
-    (recipe / "conf" / "no_method.yaml").write_text(
+    (recipe / "conf" / "train_magic_1.yaml").write_text(
         yaml.safe_dump({"encoder_conf": {"adapter": "magic"}, "optim_conf": {"lr": 1}})
     )
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(plan))
     arguments = ["--recipe", str(recipe), "--plan", str(path)]
-    options = ["--", "--pretrained_model", str(base), "--asr_args", "--max_epoch 2"]
+    options = ["--", "--pretrained_model", str(base)]
     assert quality.main([*arguments, *options]) == 1  # one of them cannot be run
     said = capsys.readouterr()
-    assert "no_method" in said.out and "magic" in said.err
+    assert "magic_1, seed 1" in said.out and "'magic' is not avail" in said.err
     work = recipe / "exp" / "mini_an4"
     found = scoring.read_table(work / "results.tsv", Row)
     assert {r.method for r in found} >= {"none", "hra"}
@@ -259,4 +268,4 @@ def test_a_small_comparison_from_data_to_results(tmp_path, base, capsys):
     assert "Learning rates, chosen on dev" in page and "|no norm|" in page
     # Once more: nothing but what failed.
     assert quality.main([*arguments, "--list", *options]) == 0
-    assert ", 6 of them done" in capsys.readouterr().out
+    assert ", 7 of them done" in capsys.readouterr().out

@@ -53,6 +53,13 @@ _PLAN_KEYS = {
 }
 
 
+#: Options of ``run.sh`` that cannot be the same for all runs.
+_OF_THE_PLAN = {
+    *("--corpus", "--expdir", "--method", "--tasks", "--seed"),
+    *("--asr_config", "--asr_args", "--asr_tag"),
+}
+
+
 class BenchError(UserError, RuntimeError):
     """A comparison that cannot be made as asked for."""
 
@@ -112,17 +119,28 @@ def label_of(config: str) -> str:
 def with_rate(config: Mapping[str, Any], rate: float) -> List[str]:
     """Options that give a configuration another peak rate, its schedule scaled along.
 
+    A schedule that lists rates is scaled; others follow the optimizer's rate.
+
     Args:
-        config: Its keys.
+        config: Its keys; without a rate, one is given to it.
         rate: The peak rate.
     """
-    scale = rate / config["optim_conf"]["lr"]
-    rates = [round(r * scale, 10) for r in config["scheduler_conf"]["warmup_lr_list"]]
-    listed = ",".join(_number(r) for r in rates)
-    return [
-        *("--optim_conf", f"lr={_number(rate)}"),
-        *("--scheduler_conf", f"warmup_lr_list=[{listed}]"),
-    ]
+    words = ["--optim_conf", f"lr={_number(rate)}"]
+    listed = config.get("scheduler_conf", {}).get("warmup_lr_list")
+    if listed:
+        scale = rate / config["optim_conf"]["lr"]
+        rates = ",".join(_number(round(r * scale, 10)) for r in listed)
+        words += ["--scheduler_conf", f"warmup_lr_list=[{rates}]"]
+    return words
+
+
+def _smaller_batch(config: Mapping[str, Any], share: float) -> List[str]:
+    """Options for a batch of this share of a configuration's."""
+    words: List[str] = []
+    for key in ("batch_bins", "batch_size"):
+        if key in config:
+            words += [f"--{key}", str(max(1, round(config[key] * share)))]
+    return words
 
 
 def _number(value: float) -> str:
@@ -168,6 +186,19 @@ class Comparison:
                 self.configs[config] = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError) as error:
                 raise BenchError(f"the plan names {config}: {error}") from error
+            label, method = label_of(config), self._method(config)
+            of_method = label == method or label.startswith(f"{method}_")
+            if not of_method or label != label_of(str(path.resolve())):
+                raise BenchError(
+                    f"the plan names {config}: the recipe would call its results "
+                    f"otherwise: give a file (no link) train_{method}.yaml or "
+                    f"train_{method}_....yaml"
+                )
+
+    def _method(self, config: str) -> str:
+        """The method of a configuration."""
+        encoder_conf = self.configs[config].get("encoder_conf") or {}
+        return str(encoder_conf.get("adapter", "hra"))
 
     def _named_configs(self) -> List[str]:
         plan = self.plan
@@ -237,8 +268,7 @@ class Comparison:
 
         def run() -> None:
             share = len(few) / len(self._tasks())
-            bins = round(self.configs[config]["batch_bins"] * share)
-            words = ["--batch_bins", str(bins), *extra]
+            words = [*_smaller_batch(self.configs[config], share), *extra]
             self._recipe(
                 *("--asr_config", config, "--seed", str(seed), "--asr_tag", tag),
                 *("--tasks", " ".join(few), "--asr_args", " ".join(words)),
@@ -418,6 +448,8 @@ class Comparison:
             with open(log, encoding="utf-8", errors="replace") as file:
                 file.seek(start)
                 said = [line.strip() for line in file if line.strip()]
+            # What the recipe says last is where to read more.
+            said = [line for line in said if not line.startswith("The whole log:")]
             last = said[-1] if said else "no message"
             raise BenchError(
                 f"{words[0]} ended with status {status}: {last} (see {log})"
@@ -652,9 +684,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = get_parser().parse_args(words)
     recipe = find_recipe(args.recipe)
-    plan = read_plan(args.plan or recipe / "conf" / "quality.yaml")
+    path = args.plan or recipe / "conf" / "quality.yaml"
+    plan = read_plan(path)
     expdir = (args.expdir or recipe / "exp").resolve()
     options = [word for word in args.options if word != "--"]
+    for word in options:
+        if word.partition("=")[0] in _OF_THE_PLAN:
+            raise BenchError(
+                f"{word}: the plan decides on that for each run; give one of your own "
+                f"with --plan (this one: {path})"
+            )
     comparison = Comparison(recipe, plan, options, expdir)
     steps = comparison.steps(args.parts)
     names = {step.name for step in steps}
