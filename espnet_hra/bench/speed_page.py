@@ -248,11 +248,11 @@ what is below costs nothing that could be measured. float32 everywhere.
 * **arithmetic**: multiply-accumulates of the layers' weights with the adapter over
   those without; for `LxD` it is 1 + c / (12 d).
 * A **training step** is forward, CTC (64 tokens), backward, clipping over all
-  parameters, and AdamW over those with a gradient, as in `espnet-hra train`; one task is
-  in the batch. HRA trains controller and head. BatchNorm is
-  frozen in all variants, full fine-tuning too. Dropout is at work in full fine-tuning;
-  a frozen backbone has none (this package's default, set for PEFT's LoRA as well),
-  except where the table says *backbone's dropout*.
+  parameters, and AdamW over those with a gradient, as `espnet-hra train` does it; one
+  task is in the batch. HRA trains controller and head. BatchNorm is frozen in all
+  variants, full fine-tuning too. Dropout is at work in full fine-tuning; a frozen
+  backbone has none (this package's default, set for PEFT's LoRA as well), except where
+  the table says *backbone's dropout*.
 * **Memory** on a CPU is the largest resident set during the third step, in a process of
   its own, less what was there before anything was built: weights, gradients, states of
   the optimizer and activations are in it. On a GPU it is torch's
