@@ -14,7 +14,6 @@ ARGS :=
 # Options of pytest, e.g. make test PYTEST_ARGS="-k scoring"
 PYTEST_ARGS :=
 
-SOURCES := $(wildcard espnet_hra local tests benchmarks setup.py)
 SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
 
 .PHONY: help venv run test test-slow lint clean
@@ -48,10 +47,9 @@ test: $(STAMP)  ## run the quick tests
 test-slow: $(STAMP)  ## run the tests that train models
 	@$(BIN)/python -m pytest -m slow --timeout 1800 -q $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## check the style of the code
-	@$(BIN)/black --check --quiet --diff $(SOURCES)
-	@$(BIN)/isort --check-only --diff $(SOURCES)
-	@$(BIN)/flake8 $(SOURCES)
+lint: $(STAMP)  ## check style, types, and the directions of imports
+	@$(BIN)/ruff format --check --diff -q .
+	@$(BIN)/ruff check -q .
 	@for script in $(SCRIPTS); do bash -n "$$script"; done
 	@echo "Style: fine"
 

@@ -11,19 +11,18 @@ trusted, and holds one number. Counted is what comes after the cache is full.
 import argparse
 import time
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
 
-from espnet_hra.cache import HeadCache
-from espnet_hra.store import TaskStore, Version
+from espnet_hra.tasks.cache import HeadCache
+from espnet_hra.tasks.store import TaskStore, Version
 
 
 class NoFiles(TaskStore):
     """A folder in which every task has a file that never changes."""
 
-    def version(self, name: str) -> Optional[Version]:
+    def version(self, name: str) -> Version | None:
         return Version(0, 0, 0, 0, 0)
 
     def path(self, name: str) -> Path:

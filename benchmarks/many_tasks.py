@@ -28,15 +28,15 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List
 
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_hra import taskfile
-from espnet_hra.encoder import AdaptedEncoder, wrap_encoder
-from espnet_hra.stepping import used_only
+from espnet_hra.encoder.adapted import AdaptedEncoder, wrap_encoder
+from espnet_hra.encoder.stepping import used_only
+from espnet_hra.tasks import file as taskfile
 
 MEASURES = ("time", "memory", "changes")
 
@@ -84,7 +84,7 @@ def write_files(encoder: AdaptedEncoder, folder: Path, tasks: int) -> None:
             path.write_bytes(taskfile.pack(f"task{i}", tensors, identity))
 
 
-def batch(args: argparse.Namespace) -> List[torch.Tensor]:
+def batch(args: argparse.Namespace) -> list[torch.Tensor]:
     """Features, (b, t, 80), and their lengths."""
     frames = int(100 * args.seconds)
     return [torch.randn(args.batch, frames, 80), torch.full((args.batch,), frames)]
@@ -94,10 +94,10 @@ def batch(args: argparse.Namespace) -> List[torch.Tensor]:
 
 
 def compare(
-    name: str, runs: Dict[str, Callable[[], None]], repeats: int, tasks: int
+    name: str, runs: dict[str, Callable[[], None]], repeats: int, tasks: int
 ) -> None:
     """Run all in turn and print one line for each but the first, with 1 task."""
-    times: Dict[str, List[float]] = {what: [] for what in runs}
+    times: dict[str, list[float]] = {what: [] for what in runs}
     for repeat in range(repeats + 3):
         for what, run in runs.items():
             start = time.perf_counter()
@@ -275,7 +275,7 @@ def _serve(
     features: torch.Tensor,
     lengths: torch.Tensor,
     requests: int,
-) -> List[List[float]]:
+) -> list[list[float]]:
     """Seconds that each request takes, and those until it has its head."""
     whole, heads = [], []
     for i in range(requests):
@@ -290,10 +290,10 @@ def _serve(
 
 
 @contextlib.contextmanager
-def _beside(work: Callable[[int], None]) -> Iterator[List[int]]:
+def _beside(work: Callable[[int], None]) -> Iterator[list[int]]:
     """Another thread works, fifty times a second at most."""
     ended = threading.Event()
-    done: List[int] = []
+    done: list[int] = []
 
     def run() -> None:
         while not ended.wait(0.02):
@@ -309,7 +309,7 @@ def _beside(work: Callable[[int], None]) -> Iterator[List[int]]:
         thread.join()
 
 
-def _print_waits(when: str, whole: List[float], heads: List[float]) -> None:
+def _print_waits(when: str, whole: list[float], heads: list[float]) -> None:
     for what, seconds in (("request", whole), ("wait for a head", heads)):
         ordered = sorted(1e3 * s for s in seconds)
         at = {p: ordered[int(p / 100 * (len(ordered) - 1))] for p in (50, 95, 99, 100)}

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from espnet_hra.errors import TaskError
-from espnet_hra.registry import register
+from espnet_hra.espnet.registry import register
+from espnet_hra.version import __version__
 
 if TYPE_CHECKING:
-    from espnet_hra.inference import Speech2Text
+    from espnet_hra.espnet.inference import Speech2Text
 
-__version__ = "0.1.0"
 
-__all__ = ["Speech2Text", "TaskError", "register"]
+__all__ = ["Speech2Text", "TaskError", "__version__", "register"]
 
 # An encoder called hra_... in anybody's configuration should just work.
 register()
@@ -22,5 +22,5 @@ register()
 
 def __getattr__(name: str) -> Any:
     if name == "Speech2Text":
-        return import_module("espnet_hra.inference").Speech2Text
+        return import_module("espnet_hra.espnet.inference").Speech2Text
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

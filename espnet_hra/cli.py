@@ -3,30 +3,31 @@
 import argparse
 import json
 import sys
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from espnet_hra.errors import ConfigError, one_line
 
 
-def _train(argv: List[str]) -> None:
+def _train(argv: list[str]) -> None:
     from espnet_hra.bin import asr_train
 
     asr_train.main(argv)
 
 
-def _decode(argv: List[str]) -> None:
+def _decode(argv: list[str]) -> None:
     from espnet_hra.bin import asr_inference
 
     asr_inference.main(argv)
 
 
-def _transcribe(argv: List[str]) -> int:
-    from espnet_hra.bin import transcribe
+def _transcribe(argv: list[str]) -> int:
+    from espnet_hra.commands import transcribe
 
     return transcribe.main(argv)
 
 
-def _params(argv: List[str]) -> None:
+def _params(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="espnet-hra params",
         description="Table of trainable, shared and per-task parameters, and of "
@@ -42,50 +43,50 @@ def _params(argv: List[str]) -> None:
         if getattr(args, name) is not None:
             config[name] = getattr(args, name)
 
-    from espnet_hra import params
-    from espnet_hra.task import HRATask
+    from espnet_hra.espnet import params
+    from espnet_hra.espnet.task import HRATask
 
     counts = params.count(HRATask.build_untrained(config))
     print(json.dumps(counts, indent=2) if args.json else params.table(counts))
 
 
-def _tasks(argv: List[str]) -> int:
-    from espnet_hra import tasks_cli
+def _tasks(argv: list[str]) -> int:
+    from espnet_hra.commands import tasks as tasks_cli
 
     return tasks_cli.main(argv)
 
 
-def _pack(argv: List[str]) -> None:
-    from espnet_hra import pack
+def _pack(argv: list[str]) -> None:
+    from espnet_hra.packs import build as pack
 
     pack.main(argv)
 
 
-def _adapt(argv: List[str]) -> int:
+def _adapt(argv: list[str]) -> int:
     from espnet_hra import adapt
 
     return adapt.main(argv)
 
 
-def _report(argv: List[str]) -> int:
-    from espnet_hra import report
+def _report(argv: list[str]) -> int:
+    from espnet_hra.report import page as report
 
     return report.main(argv)
 
 
-def _bench(argv: List[str]) -> int:
+def _bench(argv: list[str]) -> int:
     from espnet_hra import bench
 
     return bench.main(argv)
 
 
-def _recipe(argv: List[str]) -> int:
-    from espnet_hra import recipe
+def _recipe(argv: list[str]) -> int:
+    from espnet_hra.commands import recipe
 
     return recipe.main(argv)
 
 
-def _read_config(path: str) -> Dict[str, Any]:
+def _read_config(path: str) -> dict[str, Any]:
     import yaml
 
     try:
@@ -98,7 +99,7 @@ def _read_config(path: str) -> Dict[str, Any]:
     return config
 
 
-_COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
+_COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "train": (_train, "train an adapter on a frozen base (ESPnet's options)"),
     "adapt": (_adapt, "train thousands of new tasks, spread over workers (Dask)"),
     "decode": (_decode, "decode data with tasks (ESPnet's options)"),
@@ -112,7 +113,7 @@ _COMMANDS: Dict[str, Tuple[Callable[[List[str]], Optional[int]], str]] = {
 }
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a sub-command; errors of use end with one line and exit status 1 or 2."""
     commands = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _COMMANDS.items())
     parser = argparse.ArgumentParser(

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from typing import Iterable
+from collections.abc import Iterable
 
 from espnet_hra.errors import TaskError
 

@@ -7,13 +7,13 @@ The most frequent characters come first; ESPnet's special tokens stand around th
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, List, Optional, Sequence
 
 from corpus import write_lines
 
 
-def characters(texts: Iterable[str]) -> List[str]:
+def characters(texts: Iterable[str]) -> list[str]:
     """The token list of texts.
 
     Args:
@@ -29,7 +29,7 @@ def characters(texts: Iterable[str]) -> List[str]:
     return ["<blank>", "<unk>", *names, "<sos/eos>"]
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write a token list.
 
     Args:

@@ -18,16 +18,16 @@ import os
 import sys
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import soundfile
 import yaml
 from folder import read_columns
 
-from espnet_hra.validate import Requirements, requirements_from_config
+from espnet_hra.data.checks import Requirements, requirements_from_config
 
 from corpus import (
     APOSTROPHES,
@@ -61,7 +61,7 @@ class Folding:
         self.known = frozenset(known)
         lower = any(char != char.upper() for char in self.known)
         upper = any(char != char.lower() for char in self.known)
-        self.case: Optional[Callable[[str], str]] = None
+        self.case: Callable[[str], str] | None = None
         self.case_name = ""
         if lower and not upper:
             self.case, self.case_name = str.lower, "lower case"
@@ -105,11 +105,11 @@ class Found:
         padded: The recordings that were made longer.
     """
 
-    kept: List[str] = field(default_factory=list)
-    reasons: Dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
     unknown: Counter = field(default_factory=Counter)
-    affected: List[str] = field(default_factory=list)
-    padded: List[str] = field(default_factory=list)
+    affected: list[str] = field(default_factory=list)
+    padded: list[str] = field(default_factory=list)
 
 
 def clean_set(
@@ -207,8 +207,8 @@ def some(items: Sequence[str]) -> str:
 
 
 def summarize(
-    found: Dict[str, Found], folding: Folding, kept_whole: Collection[str]
-) -> Tuple[List[str], str]:
+    found: dict[str, Found], folding: Folding, kept_whole: Collection[str]
+) -> tuple[list[str], str]:
     """Say what was done.
 
     Args:
@@ -287,7 +287,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Clean the data sets.
 
     Args:

@@ -12,21 +12,11 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import (
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    Sequence,
-    Tuple,
-    Type,
-)
 
 #: Characters that people and word processors put where an apostrophe belongs.
 APOSTROPHES = "\u2019\u2018\u201b\u02bc\u02bb\u02b9\u2032\u00b4`\uff07"
@@ -80,7 +70,7 @@ class Dropped:
     """Counts what was left out, by group (task, language) and by reason."""
 
     def __init__(self) -> None:
-        self._counts: Dict[str, Counter] = defaultdict(Counter)
+        self._counts: dict[str, Counter] = defaultdict(Counter)
 
     def add(self, group: str, reason: str, count: int = 1) -> None:
         """Count utterances that were left out."""
@@ -281,7 +271,7 @@ def implausible_rates(
     fastest: float = 1.75,
     slowest: float = 0.33,
     least: int = 10,
-) -> Dict[str, str]:
+) -> dict[str, str]:
     """Find utterances whose text is too long or too short for their audio.
 
     That is the trace of a transcript edited after the recording. Every
@@ -297,7 +287,7 @@ def implausible_rates(
     Returns:
         The reasons by utterance id, of the implausible ones only.
     """
-    by_speaker: Dict[str, List[Utterance]] = defaultdict(list)
+    by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_speaker[utterance.speaker].append(utterance)
     reasons = {}
@@ -335,7 +325,7 @@ def remedy_for(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def one_line(*expected: Type[Exception]) -> Iterator[None]:
+def one_line(*expected: type[Exception]) -> Iterator[None]:
     """Let a program end with one line and status 1 where something went wrong.
 
     Args:
@@ -381,7 +371,7 @@ def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
             begin with its speaker.
     """
     ordered = sorted(utterances, key=lambda utterance: utterance.utt_id)
-    speakers: Dict[str, List[str]] = defaultdict(list)
+    speakers: dict[str, list[str]] = defaultdict(list)
     for number, utterance in enumerate(ordered):
         if number and ordered[number - 1].utt_id == utterance.utt_id:
             raise CorpusError(f"{folder}: two utterances {utterance.utt_id}")
@@ -411,7 +401,7 @@ def summary(sets: Mapping[str, Sequence[Utterance]]) -> str:
     Args:
         sets: The utterances by name of the split.
     """
-    totals: Dict[Tuple[str, str], List[float]] = defaultdict(lambda: [0, 0.0])
+    totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
     tasks = sorted({u.task for utterances in sets.values() for u in utterances})
     for name, utterances in sets.items():
         for utterance in utterances:

@@ -32,11 +32,11 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from espnet_hra.audio import Conversion, convert_all
+from espnet_hra.data.audio import Conversion, convert_all
 
 from corpus import (
     SPLITS,
@@ -149,7 +149,7 @@ class Recording:
     text: str
 
 
-def run_quietly(command: Sequence[str], cwd: Optional[Path] = None) -> Tuple[int, str]:
+def run_quietly(command: Sequence[str], cwd: Path | None = None) -> tuple[int, str]:
     """Run a program and collect what it says.
 
     Args:
@@ -338,7 +338,7 @@ class PackageStore:
             f"{last_error(output)}; {remedy}"
         )
 
-    def _apt(self, *arguments: str) -> List[str]:
+    def _apt(self, *arguments: str) -> list[str]:
         """The command line of apt-get."""
         command = ["apt-get", "-q", "-o", "Acquire::Retries=3"]
         if os.geteuid() == 0:  # the user _apt cannot write into our folders
@@ -358,7 +358,7 @@ class PackageStore:
         return [*command, *arguments]
 
 
-def asterisk_transcripts(store: PackageStore, language: str) -> Dict[str, str]:
+def asterisk_transcripts(store: PackageStore, language: str) -> dict[str, str]:
     """The transcripts of Asterisk's prompts, by name of the prompt.
 
     Args:
@@ -367,7 +367,7 @@ def asterisk_transcripts(store: PackageStore, language: str) -> Dict[str, str]:
     """
     package = f"asterisk-core-sounds-{language}"
     path = store.unpacked(package) / "usr/share/doc" / package
-    texts: Dict[str, str] = {}
+    texts: dict[str, str] = {}
     with gzip.open(
         path / f"core-sounds-{language}.txt.gz", "rt", encoding="utf-8-sig"
     ) as stream:
@@ -400,7 +400,7 @@ def tuxpaint_recordings(store: PackageStore) -> Iterator[Recording]:
         store: The packages.
     """
     folder = store.unpacked("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
-    texts: Dict[Path, Dict[str, str]] = {}
+    texts: dict[Path, dict[str, str]] = {}
     for language in TUXPAINT_LANGUAGES:
         ending = f"_desc_{language}.ogg"
         for audio in sorted(folder.rglob(f"*{ending}")):
@@ -412,7 +412,7 @@ def tuxpaint_recordings(store: PackageStore) -> Iterator[Recording]:
             yield Recording(language, f"{language}_tuxpaint", name, audio, text)
 
 
-def tuxpaint_texts(path: Path) -> Dict[str, str]:
+def tuxpaint_texts(path: Path) -> dict[str, str]:
     """The descriptions of a stamp by language; none where there is no file."""
     if not path.is_file():
         return {}
@@ -453,7 +453,7 @@ def fillets_recordings(store: PackageStore) -> Iterator[Recording]:
                 yield Recording(language, speaker, f"{level}/{name}", audio, text)
 
 
-def tidy(recording: Recording) -> Tuple[str, str]:
+def tidy(recording: Recording) -> tuple[str, str]:
     """Clean a transcript up, or say why the recording is left out.
 
     Args:
@@ -499,7 +499,7 @@ class ProgressPrinter:
 
 def prepare(
     recordings: Sequence[Recording], audio_folder: Path, nj: int
-) -> Tuple[List[Utterance], Dropped]:
+) -> tuple[list[Utterance], Dropped]:
     """Clean transcripts up, convert the audio and drop what does not fit.
 
     Args:
@@ -511,7 +511,7 @@ def prepare(
         The utterances, and what was left out.
     """
     dropped = Dropped()
-    kept: Dict[str, Tuple[Recording, str, str]] = {}
+    kept: dict[str, tuple[Recording, str, str]] = {}
     for recording in recordings:
         text, reason = tidy(recording)
         utt_id = f"{recording.speaker}-{safe_name(recording.name)}"
@@ -550,7 +550,7 @@ def prepare(
     return [u for u in utterances if u.utt_id not in reasons], dropped
 
 
-def held_out_sentences(store: PackageStore) -> Set[str]:
+def held_out_sentences(store: PackageStore) -> set[str]:
     """The sentences of the tasks' dev and test sets, as sentence keys.
 
     Args:
@@ -568,7 +568,7 @@ def held_out_sentences(store: PackageStore) -> Set[str]:
 
 def prepare_part(
     part: str, store: PackageStore, datadir: Path, nj: int
-) -> Dict[str, List[Utterance]]:
+) -> dict[str, list[Utterance]]:
     """Prepare one part of the corpus and write its Kaldi-style folders.
 
     Args:
@@ -589,7 +589,7 @@ def prepare_part(
         held_out = held_out_sentences(store)
     folder = datadir / CORPUS
     utterances, dropped = prepare(recordings, folder / "audio", nj)
-    sets: Dict[str, List[Utterance]] = {name: [] for name in SPLITS}
+    sets: dict[str, list[Utterance]] = {name: [] for name in SPLITS}
     for utterance in utterances:
         name = split(utterance.text)
         if name == "train" and sentence_key(utterance.text) in held_out:
@@ -651,7 +651,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare what the command line asks for.
 
     Args:

@@ -11,9 +11,9 @@ import argparse
 import re
 import sys
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
 
 from corpus import (
     SPLITS,
@@ -52,7 +52,7 @@ def some(ids: Sequence[str]) -> str:
     return f"{len(ids)}: {names}{', ...' if len(ids) > NAMED else ''}"
 
 
-def read_columns(path: Path) -> Dict[str, str]:
+def read_columns(path: Path) -> dict[str, str]:
     """Read a file with an id and a value a line, in the order of the file.
 
     Args:
@@ -67,7 +67,7 @@ def read_columns(path: Path) -> Dict[str, str]:
         raise CorpusError(f"there is no {path}") from None
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not in UTF-8: {error}") from error
-    values: Dict[str, str] = {}
+    values: dict[str, str] = {}
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
@@ -101,7 +101,7 @@ def find_audio(entry: str, folders: Sequence[Path], where: str) -> str:
     return str((folders[0] / entry).absolute())
 
 
-def read_set(folder: Path, base: Path) -> Dict[str, Line]:
+def read_set(folder: Path, base: Path) -> dict[str, Line]:
     """Read a data folder.
 
     Args:
@@ -170,7 +170,7 @@ def check_tasks(tasks: Mapping[str, str], folder: Path) -> None:
         )
 
 
-def name_tasks(sets: Mapping[str, Dict[str, Line]]) -> Dict[str, str]:
+def name_tasks(sets: Mapping[str, dict[str, Line]]) -> dict[str, str]:
     """Find valid names for tasks that are speakers with other names.
 
     Args:
@@ -205,7 +205,7 @@ def name_tasks(sets: Mapping[str, Dict[str, Line]]) -> Dict[str, str]:
     return renamed
 
 
-def read_corpus(source: Path) -> Dict[str, Dict[str, Line]]:
+def read_corpus(source: Path) -> dict[str, dict[str, Line]]:
     """Read a corpus, split as given or by sentence.
 
     Args:
@@ -219,7 +219,7 @@ def read_corpus(source: Path) -> Dict[str, Dict[str, Line]]:
     """
     present = [name for name in SPLITS if (source / name).is_dir()]
     if not present and (source / "wav.scp").exists():
-        sets: Dict[str, Dict[str, Line]] = {name: {} for name in SPLITS}
+        sets: dict[str, dict[str, Line]] = {name: {} for name in SPLITS}
         for utt_id, line in read_set(source, source).items():
             sets[SPLIT(line.text)][utt_id] = line
         empty = [name for name in SPLITS if not sets[name]]
@@ -238,7 +238,7 @@ def read_corpus(source: Path) -> Dict[str, Dict[str, Line]]:
     return {name: read_set(source / name, source) for name in SPLITS}
 
 
-def overlap(sets: Mapping[str, Mapping[str, Line]]) -> List[str]:
+def overlap(sets: Mapping[str, Mapping[str, Line]]) -> list[str]:
     """Say which sets share sentences with the training set.
 
     Args:
@@ -306,7 +306,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare the corpus.
 
     Args:

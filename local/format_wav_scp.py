@@ -11,19 +11,19 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
 
 import soundfile
 
-from espnet_hra.audio import SAMPLE_RATE, Conversion, convert_all
+from espnet_hra.data.audio import SAMPLE_RATE, Conversion, convert_all
 
 from corpus import CorpusError, one_line, safe_name, write_lines
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
 
 
-def read_columns(path: Path) -> Dict[str, str]:
+def read_columns(path: Path) -> dict[str, str]:
     """Read a file with an id and a value a line."""
     lines = path.read_text(encoding="utf-8").split("\n")
     pairs = (line.split(maxsplit=1) for line in lines if line.strip())
@@ -72,7 +72,7 @@ class Progress:
 
 
 def format_set(
-    data: Path, dump: Path, audio: Path, tasks: Optional[Sequence[str]], nj: int
+    data: Path, dump: Path, audio: Path, tasks: Sequence[str] | None, nj: int
 ) -> str:
     """Write one data folder.
 
@@ -105,7 +105,7 @@ def format_set(
         ids = [utt_id for utt_id in ids if columns["utt2task"][utt_id] in tasks]
     sources = columns["wav.scp"]
     paths = dict(sources)
-    jobs: List[Conversion] = []
+    jobs: list[Conversion] = []
     for utt_id in ids:
         if not is_ready(sources[utt_id]):
             paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute())
@@ -147,7 +147,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Copy the data folders.
 
     Args:

@@ -11,7 +11,6 @@ the function that the shallower one has learned.
 import argparse
 import sys
 from pathlib import Path
-from typing import Dict
 
 import torch
 from espnet2.tasks.asr import ASRTask
@@ -23,8 +22,8 @@ LAST += ("conv_module.pointwise_conv2",)
 
 
 def grow(
-    old: Dict[str, torch.Tensor], new: Dict[str, torch.Tensor]
-) -> Dict[str, torch.Tensor]:
+    old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The state of a deeper model that computes what a shallower one does.
 
     Args:

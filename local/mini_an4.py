@@ -14,11 +14,11 @@ import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
 
-from espnet_hra.audio import AudioError, Conversion, convert_all
+from espnet_hra.data.audio import AudioError, Conversion, convert_all
 
 from corpus import (
     CorpusError,
@@ -80,7 +80,7 @@ def unpack(archive: Path, downloads: Path) -> Path:
     return folder / "downloads" / "an4"
 
 
-def read_transcripts(path: Path) -> Dict[str, str]:
+def read_transcripts(path: Path) -> dict[str, str]:
     """The transcripts of one of AN4's lists by name of the recording.
 
     Args:
@@ -98,7 +98,7 @@ def read_transcripts(path: Path) -> Dict[str, str]:
     return texts
 
 
-def read_set(an4: Path, part: str, audio: Path, nj: int) -> List[Utterance]:
+def read_set(an4: Path, part: str, audio: Path, nj: int) -> list[Utterance]:
     """Read one of AN4's two sets and convert its recordings.
 
     Args:
@@ -172,7 +172,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare the corpus.
 
     Args:

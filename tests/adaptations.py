@@ -1,7 +1,7 @@
 """A small adaptation on disk, as `espnet-hra train` leaves it, without the training."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Sequence
 
 import numpy as np
 import soundfile
@@ -19,7 +19,7 @@ def make_adaptation(
     **adapter_conf: object,
 ) -> Path:
     """Experiment folder of an adaptation whose tasks differ audibly."""
-    from espnet_hra.task import HRATask
+    from espnet_hra.espnet.task import HRATask
 
     folder.mkdir(parents=True)
     if adapter == "hra":
@@ -57,14 +57,14 @@ def make_adaptation(
     return folder
 
 
-def waves(folder: Path) -> Dict[str, np.ndarray]:
+def waves(folder: Path) -> dict[str, np.ndarray]:
     """The recordings of a Kaldi-style folder."""
     lines = (folder / "wav.scp").read_text().splitlines()
     pairs = [line.split(maxsplit=1) for line in lines]
     return {name: soundfile.read(path, dtype="float32")[0] for name, path in pairs}
 
 
-def texts(speech2text, recordings: Dict[str, np.ndarray], task: object) -> List[str]:
+def texts(speech2text, recordings: dict[str, np.ndarray], task: object) -> list[str]:
     """What a task makes of recordings: text and score, to tell tasks apart."""
     speech2text.set_task(task)
     results = [speech2text(wave)[0] for wave in recordings.values()]

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ BASE_CONFIG = {
 
 
 @pytest.fixture(scope="session")
-def an4(tmp_path_factory) -> Dict[str, Path]:
+def an4(tmp_path_factory) -> dict[str, Path]:
     """Kaldi-style folders `train`, `dev`, `test` with real speech, and `tokens`."""
     folder = tmp_path_factory.mktemp("an4")
     subprocess.run(
@@ -70,7 +69,7 @@ def an4(tmp_path_factory) -> Dict[str, Path]:
     }
 
 
-def make_base(folder: Path, tokens: Path, config: Dict[str, object]) -> Path:
+def make_base(folder: Path, tokens: Path, config: dict[str, object]) -> Path:
     """Experiment folder of a small ESPnet model, as `asr_train` leaves it.
 
     Its weights are random (what a backbone knows does not matter to the tests that use

@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Dict, Iterator, List, Tuple
 from urllib.parse import unquote, urlsplit
 
 #: What the hub keeps as large files.
@@ -25,11 +25,11 @@ class Hub:
 
     def __init__(self, url: str):
         self.url = url
-        self.revisions: Dict[str, List[Dict[str, bytes]]] = {}
-        self.objects: Dict[str, bytes] = {}
-        self.requests: List[Tuple[str, str]] = []
+        self.revisions: dict[str, list[dict[str, bytes]]] = {}
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str]] = []
 
-    def files(self, repo: str) -> Dict[str, bytes]:
+    def files(self, repo: str) -> dict[str, bytes]:
         """The files of the latest commit."""
         return self.revisions[repo][-1]
 
@@ -37,7 +37,7 @@ class Hub:
         """The name of a commit."""
         return hashlib.sha1(f"{repo} {index}".encode()).hexdigest()
 
-    def at(self, repo: str, revision: str) -> Tuple[str, Dict[str, bytes]]:
+    def at(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]]:
         """Name and files of a revision; KeyError if there is none."""
         commits = self.revisions[repo]
         for index in reversed(range(len(commits))):

@@ -1,6 +1,6 @@
 """Small encoders for the tests: an ESPnet encoder, and the same one with an adapter."""
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
@@ -8,7 +8,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
-from espnet_hra.encoder import AdaptedEncoder, wrap_encoder
+from espnet_hra.encoder.adapted import AdaptedEncoder, wrap_encoder
 
 DIM, WIDTH, LAYERS = 20, 16, 3
 C, F = 6, 5  # controller_size, head_size
@@ -24,7 +24,7 @@ CONTROLLERS = ("indrnn", "rnn", "ligru", "none")
 HEADS = ("linear", "ffn")
 
 _CGMLP = {"cgmlp_linear_units": 24, "cgmlp_conv_kernel": 3, "rel_pos_type": "latest"}
-CONFS: Dict[str, Dict[str, Any]] = {
+CONFS: dict[str, dict[str, Any]] = {
     "conformer": {
         "linear_units": 24,
         "cnn_module_kernel": 3,
@@ -37,7 +37,7 @@ CONFS: Dict[str, Dict[str, Any]] = {
 }
 
 
-def conf_of(kind: str, dropout: float = 0.0, **changes: Any) -> Dict[str, Any]:
+def conf_of(kind: str, dropout: float = 0.0, **changes: Any) -> dict[str, Any]:
     """Configuration of a small encoder."""
     return {
         "output_size": WIDTH,
@@ -68,7 +68,7 @@ def stock_encoder(kind: str, seed: int = 1, **changes: Any) -> torch.nn.Module:
 
 def adapt(
     stock: torch.nn.Module,
-    conf: Dict[str, Any],
+    conf: dict[str, Any],
     tasks: Any = (),
     dim: int = DIM,
     **adapter_conf: Any,
@@ -105,7 +105,7 @@ def as_if_trained(
     return encoder
 
 
-def batch(size: int = 3, frames: int = 48) -> Tuple[torch.Tensor, torch.Tensor]:
+def batch(size: int = 3, frames: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of different lengths."""
     generator = torch.Generator().manual_seed(size)
     xs = torch.randn(size, frames, DIM, generator=generator)
@@ -119,7 +119,7 @@ def loss_of(output: torch.Tensor) -> torch.Tensor:
     return (output.float() @ weights).pow(2).mean()
 
 
-def gradients(module: torch.nn.Module) -> Dict[str, torch.Tensor]:
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the gradients that are not None."""
     return {
         name: p.grad.clone()
@@ -128,7 +128,7 @@ def gradients(module: torch.nn.Module) -> Dict[str, torch.Tensor]:
     }
 
 
-def leaves(output: Any) -> List[Any]:
+def leaves(output: Any) -> list[Any]:
     """Everything in nested tuples and lists, in order."""
     if isinstance(output, (tuple, list)):
         return [leaf for item in output for leaf in leaves(item)]

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 import torch
@@ -21,9 +20,10 @@ import yaml
 from adaptations import make_adaptation, texts, waves
 
 import espnet_hra
-from espnet_hra import cli, taskfile
+from espnet_hra import cli
 from espnet_hra.adapt import cluster, main, plan
 from espnet_hra.errors import BaseModelError, ConfigError, DataError, TaskError
+from espnet_hra.tasks import file as taskfile
 
 TRAINING = {
     "encoder_conf": {"adapter": "hra", "adapter_conf": {"controller_size": 16}},
@@ -47,11 +47,11 @@ def joint(base, tmp_path_factory) -> Path:
     return make_adaptation(folder, base, ("female", "male"))
 
 
-def make_data(an4: Dict[str, Path], folder: Path, tasks: Dict[str, slice]) -> Path:
+def make_data(an4: dict[str, Path], folder: Path, tasks: dict[str, slice]) -> Path:
     """Data of new tasks: each has some of AN4's utterances, under names of its own."""
     for part in ("train", "dev"):
         (folder / part).mkdir(parents=True)
-        lists: Dict[str, List[str]] = {"wav.scp": [], "text": [], "utt2task": []}
+        lists: dict[str, list[str]] = {"wav.scp": [], "text": [], "utt2task": []}
         for task, some in tasks.items():
             for name in ("wav.scp", "text"):
                 for line in (an4[part] / name).read_text().splitlines()[some]:
@@ -72,7 +72,7 @@ def break_task(data: Path, task: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def command(base: Path, joint: Path, data: Path, out: Path, **changes) -> List[str]:
+def command(base: Path, joint: Path, data: Path, out: Path, **changes) -> list[str]:
     """The options that all tests share."""
     config = out.parent / f"{out.name}.yaml"
     config.write_text(yaml.safe_dump({**TRAINING, **changes}))
@@ -82,7 +82,7 @@ def command(base: Path, joint: Path, data: Path, out: Path, **changes) -> List[s
 
 
 @pytest.fixture(scope="module")
-def threads(tmp_path_factory) -> List[str]:
+def threads(tmp_path_factory) -> list[str]:
     """Options for a worker within this process."""
     path = tmp_path_factory.mktemp("parallel") / "parallel.yaml"
     block = {"env": "local", "n_workers": 1, "options": {"processes": False}}
@@ -113,16 +113,16 @@ def out(first, tmp_path) -> Path:
     return Path(shutil.copytree(first, tmp_path / "out"))
 
 
-def table(out: Path) -> Dict[str, Dict[str, str]]:
+def table(out: Path) -> dict[str, dict[str, str]]:
     with open(out / "tasks.tsv", encoding="utf-8", newline="") as file:
         return {row["task"]: row for row in csv.DictReader(file, delimiter="\t")}
 
 
-def head(out: Path, name: str) -> Dict[str, torch.Tensor]:
+def head(out: Path, name: str) -> dict[str, torch.Tensor]:
     return taskfile.read(out / "tasks" / f"{name}.safetensors").tensors
 
 
-def equal(a: Dict[str, torch.Tensor], b: Dict[str, torch.Tensor]) -> bool:
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 

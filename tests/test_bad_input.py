@@ -9,22 +9,21 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Dict, List
 
 import pytest
 import torch
 import yaml
 
-from espnet_hra.base_model import check_adaptable, open_base
+from espnet_hra.commands.recipe import copy_recipe
 from espnet_hra.errors import BaseModelError
-from espnet_hra.recipe import copy_recipe
+from espnet_hra.espnet.base import check_adaptable, open_base
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "egs2" / "hra_asr"
 PACKAGE = "asterisk-core-sounds-en"
 
 
-def prepare(folder: Path, *options: object, path: str = "") -> List[str]:
+def prepare(folder: Path, *options: object, path: str = "") -> list[str]:
     """Prepare debian_voices, which must fail; what it says on standard error."""
     done = subprocess.run(
         [shutil.which("bash"), "local/data.sh", "--downloads", folder / "downloads"]
@@ -58,7 +57,7 @@ def programs(folder: Path, **scripts: str) -> str:
     return str(folder)
 
 
-def debian_package(files: Dict[str, str]) -> bytes:
+def debian_package(files: dict[str, str]) -> bytes:
     """A package as dpkg-deb builds it: an archive of archives."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w:xz") as members:

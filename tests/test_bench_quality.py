@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_hra import cli, scoring
-from espnet_hra.adapters import build_adapter
-from espnet_hra.base_model import open_base
+from espnet_hra import cli
 from espnet_hra.bench import quality
 from espnet_hra.bench.quality import BenchError, Comparison, DevRow
-from espnet_hra.scoring import Row
+from espnet_hra.espnet.base import open_base
+from espnet_hra.methods import build_adapter
+from espnet_hra.report import scoring
+from espnet_hra.report.scoring import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "egs2" / "hra_asr"

@@ -8,13 +8,14 @@ import torch
 import yaml
 from conftest import ROOT
 
-from espnet_hra import cli, scoring
+from espnet_hra import cli
 from espnet_hra.bench import memory, speed, speed_page, timing
 from espnet_hra.bench.backbones import random_backbone
 from espnet_hra.bench.speed_page import TSV, Row
 from espnet_hra.bench.timing import Ratio
 from espnet_hra.bench.variants import Subject, Variant, hra, hra_ffn, lora, residual
 from espnet_hra.errors import UserError
+from espnet_hra.report import scoring
 
 SMALL = random_backbone("2x16")
 CPU = torch.device("cpu")

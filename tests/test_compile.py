@@ -19,7 +19,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
 )
 
-from espnet_hra.encoder import wrap_encoder
+from espnet_hra.encoder.adapted import wrap_encoder
 
 CHOICES = ("a", "b", None, ["a", "b", "c"], ["c", "c", "a"], "c")
 

@@ -4,7 +4,6 @@ import copy
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Dict
 
 import pytest
 import torch
@@ -25,9 +24,11 @@ from small_encoders import (
 )
 from test_training import ADAPTATION, load, train, waves
 
-from espnet_hra import TaskError, params, projection
-from espnet_hra.encoder import wrap_encoder
+from espnet_hra import TaskError
+from espnet_hra.encoder.adapted import wrap_encoder
 from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.espnet import ctc as projection
+from espnet_hra.espnet import params
 
 V = 7
 ADAPTERS = {
@@ -247,7 +248,7 @@ def test_an_encoder_without_its_ctc_does_not_run_a_task():
     xs, lens = batch()
     with alone.use_task(None):
         alone(xs, lens)
-    with alone.use_task("a"), pytest.raises(RuntimeError, match="projection.attach"):
+    with alone.use_task("a"), pytest.raises(RuntimeError, match="espnet.ctc.attach"):
         alone(xs, lens)
     with model.encoder.use_task("a"):
         model.encoder(xs, lens)
@@ -319,7 +320,7 @@ def test_every_search_uses_the_projection_of_the_task(loud, an4, search, monkeyp
     if search == "single":
         monkeypatch.setattr(speech2text, "_can_batch_decode", lambda: False)
     wave = waves(an4)[0]
-    found: Dict[str, str] = {}
+    found: dict[str, str] = {}
     for task in ("female", "male"):
         speech2text.set_task(task)
         found[task] = speech2text(wave)[0][0]
@@ -363,7 +364,7 @@ def test_a_new_task_starts_where_the_base_is(an4, base, tmp_path):
     """The loss of an untrained task, over the model, is that of the base."""
     from espnet2.tasks.asr import ASRTask
 
-    from espnet_hra.task import HRATask
+    from espnet_hra.espnet.task import HRATask
 
     stock, _ = ASRTask.build_model_from_file(
         base / "config.yaml", base / "valid.loss.best.pth"
@@ -390,7 +391,7 @@ def test_a_new_task_starts_where_the_base_is(an4, base, tmp_path):
 UMLAUTS = ["ä", "ö"]
 
 
-def with_umlauts(an4, folder: Path) -> Dict[str, Path]:
+def with_umlauts(an4, folder: Path) -> dict[str, Path]:
     """AN4 whose letter a is written ä, and o is written ö."""
     data = dict(an4)
     for part in ("train", "dev"):

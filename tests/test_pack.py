@@ -16,9 +16,12 @@ from adaptations import TASKS, make_adaptation, texts, waves
 from hub import hub
 
 import espnet_hra
-from espnet_hra import TaskError, archive, pack, taskfile
+from espnet_hra import TaskError
 from espnet_hra.errors import BaseModelError
+from espnet_hra.files import archive
 from espnet_hra.names import ENCODER_HINT, plain_encoder
+from espnet_hra.packs import build as pack
+from espnet_hra.tasks import file as taskfile
 
 HERE = Path(__file__).resolve().parent
 
@@ -187,7 +190,7 @@ def test_a_new_adaptation_can_stand_on_a_base_pack(packed, tmp_path):
 
 
 def test_a_task_is_added_to_an_unpacked_base_pack(packed, an4, tmp_path, recordings):
-    from espnet_hra import tasks_cli
+    from espnet_hra.commands import tasks as tasks_cli
 
     archive.extract(packed, tmp_path / "base")
     data = tmp_path / "voice"
@@ -584,7 +587,7 @@ def test_a_checkpoint_that_would_grow_is_refused(tmp_path):
         target.writestr("archive/data/0", bytes(2**22))
     with pytest.raises(BaseModelError, match="claims to hold"):
         archive.check_checkpoint(path)
-    from espnet_hra.loading import read_state
+    from espnet_hra.espnet.models import read_state
 
     torch.save({"x": torch.zeros(1).expand(10**9)}, tmp_path / "expanded.pth")
     with pytest.raises(BaseModelError, match="expected tensors of the file's size"):
@@ -597,7 +600,7 @@ def test_espnets_own_packs_are_opened_wherever_they_were_made(
     """Files from outside the working directory have absolute names in meta.yaml."""
     from espnet2.main_funcs.pack_funcs import pack as espnet_pack
 
-    from espnet_hra.base_model import open_base
+    from espnet_hra.espnet.base import open_base
 
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir(), outside.mkdir()

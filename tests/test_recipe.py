@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import numpy as np
 import pytest
@@ -29,8 +28,8 @@ SCRIPTS = [
 def run(
     *arguments: object,
     script: Path = RECIPE / "run.sh",
-    cwd: Optional[Path] = None,
-    env: Optional[Dict[str, str]] = None,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """Run a script without a terminal."""
     return subprocess.run(
@@ -44,7 +43,7 @@ def run(
     )
 
 
-def stages_that_ran(done: subprocess.CompletedProcess) -> List[int]:
+def stages_that_ran(done: subprocess.CompletedProcess) -> list[int]:
     """The numbers of the stages that were not skipped."""
     lines = [line for line in done.stdout.splitlines() if ": done in " in line]
     return [int(line.split("Stage ")[1].split(":")[0]) for line in lines]
@@ -265,7 +264,7 @@ def test_a_folder_of_ones_own(recipe, an4, tmp_path):
 FORMATS = [(8000, "flac", 1), (44100, "ogg", 2), (16000, "wav", 1), (48000, "wav", 2)]
 
 
-def write_folder(folder: Path, an4: Path, extra: Dict[str, str]) -> None:
+def write_folder(folder: Path, an4: Path, extra: dict[str, str]) -> None:
     """A data set as people have them: any rate, format and channels, raw texts.
 
     Args:
@@ -276,7 +275,7 @@ def write_folder(folder: Path, an4: Path, extra: Dict[str, str]) -> None:
     folder.mkdir(parents=True)
     audio = dict(line.split(None, 1) for line in (an4 / "wav.scp").open())
     texts = dict(line.split(None, 1) for line in (an4 / "text").open())
-    columns: Dict[str, List[str]] = {"wav.scp": [], "text": [], "utt2spk": []}
+    columns: dict[str, list[str]] = {"wav.scp": [], "text": [], "utt2spk": []}
     noise = np.random.default_rng(0).normal(0, 0.05, 4000)
     for number, name in enumerate([*sorted(texts), *extra]):
         rate, ending, channels = FORMATS[number % len(FORMATS)]
@@ -526,7 +525,7 @@ def test_mini_an4_from_data_to_results(recipe, tmp_path):
     assert [row for row in read_rows(work) if row["seed"] == "2"] == uninterrupted
 
 
-def read_rows(work: Path) -> List[Dict[str, str]]:
+def read_rows(work: Path) -> list[dict[str, str]]:
     """The rows of results.tsv."""
     lines = (work / "results.tsv").read_text(encoding="utf-8").splitlines()
     header = lines[0].split("\t")

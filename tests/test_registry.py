@@ -8,7 +8,7 @@ import pytest
 from small_encoders import DIM, conf_of
 
 import espnet_hra
-from espnet_hra.encoder import AdaptedEncoder
+from espnet_hra.encoder.adapted import AdaptedEncoder
 
 MODULES = (
     "espnet2.tasks.asr",

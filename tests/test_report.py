@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from espnet_hra import cli, report, scoring
-from espnet_hra.report import BEGIN, END, ReportError, Results
-from espnet_hra.scoring import Row, Utterance
+from espnet_hra import cli
+from espnet_hra.report import page as report
+from espnet_hra.report import scoring
+from espnet_hra.report.page import BEGIN, END, ReportError, Results
+from espnet_hra.report.scoring import Row, Utterance
 
 
 def make(systems, tasks=("a", "b"), split="test", n=40, noise=0):

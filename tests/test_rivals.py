@@ -31,9 +31,10 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from espnet_hra import TaskError, params
-from espnet_hra.encoder import wrap_encoder
+from espnet_hra import TaskError
+from espnet_hra.encoder.adapted import wrap_encoder
 from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.espnet import params
 
 RANK = 2
 CONFS = {

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from espnet_hra import report, scoring
-from espnet_hra.scoring import (
+from espnet_hra.report import page as report
+from espnet_hra.report import scoring
+from espnet_hra.report.scoring import (
     Errors,
     Row,
     ScoringError,
@@ -137,8 +138,7 @@ def test_errors_of_utterances_add_up_and_are_merged_as_rates_are(corpus):
     folder = corpus / "exp"
     lines = (folder / "utterances.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == (
-        "method\ttask\tsplit\tseed\tutterance\tcharacters\terrors\twords"
-        "\tword_errors"
+        "method\ttask\tsplit\tseed\tutterance\tcharacters\terrors\twords\tword_errors"
     )
     assert lines[1] == "hra\tde\tdev\t1\tb1\t4\t1\t1\t1"
     found = scoring.read_table(folder / "utterances.tsv", Utterance)

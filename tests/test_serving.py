@@ -21,11 +21,11 @@ from small_encoders import (
 )
 
 from espnet_hra import TaskError
-from espnet_hra.cache import _YOUNG_NS, HeadCache
 from espnet_hra.errors import ConfigError
 from espnet_hra.names import listing
-from espnet_hra.store import TaskStore, Version
-from espnet_hra.taskfile import write_atomic
+from espnet_hra.tasks.cache import _YOUNG_NS, HeadCache
+from espnet_hra.tasks.file import write_atomic
+from espnet_hra.tasks.store import TaskStore, Version
 
 STORED = ("t0", "t1", "t2", "t.3")
 
@@ -455,7 +455,7 @@ def test_threads_meet_whole_heads_only(encoder, whole, folder, tmp_path):
                 if not any(torch.equal(found, v) for v in versions[name]):
                     failures.append(name)
                 served.append(name)
-        except Exception as e:  # noqa: BLE001 - reported by the main thread
+        except Exception as e:
             failures.append(e)
 
     threads = [threading.Thread(target=serve, args=(n,)) for n in ("a", "t0", "a")]

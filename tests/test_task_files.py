@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from small_encoders import adapted_encoder, as_if_trained, batch, loss_of
 
-from espnet_hra import TaskError, taskfile
+from espnet_hra import TaskError
+from espnet_hra.tasks import file as taskfile
 
 CONFIGS = [(controller, head) for controller in ("indrnn", "ligru") for head in "lf"]
 HEAD = {"l": "linear", "f": "ffn"}
@@ -200,7 +201,7 @@ def test_one_changed_bit_of_the_backbone_is_noticed(encoder, file):
 
 
 def test_the_backbones_fingerprint_is_computed_once(encoder, file, monkeypatch):
-    from espnet_hra import encoder as module
+    from espnet_hra.encoder.adapted import adapted as module
 
     hashed = []
     compute = module.fingerprint
@@ -450,7 +451,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from small_encoders import batch, conf_of, DIM, C
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from espnet_hra.encoder import wrap_encoder
+from espnet_hra.encoder.adapted import wrap_encoder
 base, task, expected = sys.argv[2:]
 encoder = wrap_encoder(ConformerEncoder)(
     DIM, adapter_conf={"controller_size": C}, **conf_of("conformer")

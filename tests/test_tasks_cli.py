@@ -12,9 +12,10 @@ import torch
 from adaptations import TASKS, make_adaptation, texts, waves
 
 import espnet_hra
-from espnet_hra import TaskError, cli, taskfile
+from espnet_hra import TaskError, cli
 from espnet_hra.errors import BaseModelError, DataError
-from espnet_hra.store import TaskStore
+from espnet_hra.tasks import file as taskfile
+from espnet_hra.tasks.store import TaskStore
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +430,7 @@ def test_a_task_is_added_in_one_command(
 
 
 def test_data_that_cannot_be_used_is_refused_before_training(model, an4, tmp_path):
-    from espnet_hra import tasks_cli
+    from espnet_hra.commands import tasks as tasks_cli
 
     data = kaldi(an4, tmp_path / "voice")
     command = ["add", "new", str(data), "--model", str(model)]
@@ -446,7 +447,7 @@ def test_data_that_cannot_be_used_is_refused_before_training(model, an4, tmp_pat
 
 
 def test_a_zip_is_no_place_for_tasks(model, tmp_path):
-    from espnet_hra import tasks_cli
+    from espnet_hra.commands import tasks as tasks_cli
 
     (tmp_path / "base.zip").write_bytes(b"")
     with pytest.raises(BaseModelError, match="into a folder first"):

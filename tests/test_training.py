@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ ADAPTATION = {
 }
 
 
-def streams(folder: Path, part: str) -> List[str]:
+def streams(folder: Path, part: str) -> list[str]:
     """Options that name a Kaldi-style folder as data of a training."""
     cmd = [f"--{part}_shape_file", str(folder / "text")]
     for file, name, kind in (
@@ -50,8 +49,8 @@ def streams(folder: Path, part: str) -> List[str]:
 
 
 def options(
-    an4: Dict[str, Path], base: Path, output: Path, *more: str, **changes: object
-) -> List[str]:
+    an4: dict[str, Path], base: Path, output: Path, *more: str, **changes: object
+) -> list[str]:
     """Command line of a training on AN4."""
     output.mkdir(parents=True, exist_ok=True)
     config = output.parent / f"{output.name}.yaml"
@@ -70,11 +69,11 @@ def train(*args, **kwargs) -> Path:
     return Path(cmd[cmd.index("--output_dir") + 1])
 
 
-def load(path: Path) -> Dict[str, torch.Tensor]:
+def load(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def equal(a: Dict[str, torch.Tensor], b: Dict[str, torch.Tensor]) -> bool:
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -85,11 +84,11 @@ def joint(an4, base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def seen(monkeypatch) -> Dict[str, torch.nn.Module]:
+def seen(monkeypatch) -> dict[str, torch.nn.Module]:
     """The model that a training has trained, under `model`."""
-    from espnet_hra.trainer import AdapterTrainer
+    from espnet_hra.espnet.trainer import AdapterTrainer
 
-    box: Dict[str, torch.nn.Module] = {}
+    box: dict[str, torch.nn.Module] = {}
     run = AdapterTrainer.run.__func__
 
     def spy(cls, model, **kwargs):
@@ -181,7 +180,7 @@ def test_resumed_training_equals_an_uninterrupted_one(an4, base, joint, tmp_path
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
-    from espnet_hra.trainer import atomic_save
+    from espnet_hra.espnet.trainer import atomic_save
 
     path = tmp_path / "checkpoint.pth"
     atomic_save({"a": torch.ones(1)}, path)
@@ -330,7 +329,7 @@ def test_two_gloo_processes_equal_one_with_the_doubled_batch(an4, base, tmp_path
     common.update(optim="sgd", optim_conf={"lr": 0.1})
     one = options(data, base, tmp_path / "one", **common)
     two = options(data, base, tmp_path / "two", **common)
-    two += "--dist_backend gloo --multiprocessing_distributed false".split()
+    two += ["--dist_backend", "gloo", "--multiprocessing_distributed", "false"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     module = ["-m", "espnet_hra.bin.asr_train"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -407,7 +406,7 @@ def test_an_adapter_that_is_not_built_is_refused_with_those_that_are(
         train(an4, base, tmp_path / "exp", encoder_conf=conf)
 
 
-def damaged(an4: Dict[str, Path], folder: Path) -> Dict[str, Path]:
+def damaged(an4: dict[str, Path], folder: Path) -> dict[str, Path]:
     """AN4 with one silent recording and one unknown task in its training data."""
     folder.mkdir()
     for name in ("wav.scp", "text", "utt2task"):
@@ -471,7 +470,7 @@ def loud(joint, tmp_path_factory) -> Path:
     return folder
 
 
-def waves(an4: Dict[str, Path], part: str = "train") -> List[torch.Tensor]:
+def waves(an4: dict[str, Path], part: str = "train") -> list[torch.Tensor]:
     lines = (an4[part] / "wav.scp").read_text().splitlines()
     paths = [line.split(None, 1)[1] for line in lines]
     return [torch.from_numpy(soundfile.read(p, dtype="float32")[0]) for p in paths]
@@ -525,7 +524,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_with_its_tasks(
     assert [r[0][0] for r in speech2text.batch_decode([wave] * 5)] == expected
 
 
-def decode(loud: Path, folder: Path, output: Path, *more: str) -> Dict[str, str]:
+def decode(loud: Path, folder: Path, output: Path, *more: str) -> dict[str, str]:
     from espnet_hra.bin import asr_inference
 
     cmd = ["--asr_train_config", str(loud / "config.yaml")]
@@ -675,7 +674,7 @@ def test_task_files_travel_between_models_on_one_base(joint, loud, an4, tmp_path
 
 
 def test_transcribing_files_of_any_format_and_rate(loud, an4, tmp_path, capsys):
-    from espnet_hra.bin import transcribe
+    from espnet_hra.commands import transcribe
 
     wave = waves(an4)[0].numpy()
     soundfile.write(tmp_path / "a.flac", wave, 16000)

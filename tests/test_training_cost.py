@@ -14,7 +14,7 @@ from small_encoders import (
     stock_encoder,
 )
 
-from espnet_hra.stepping import parameters, used_only
+from espnet_hra.encoder.stepping import parameters, used_only
 
 TASKS = ["a", "b", "it.carlo", "train"]
 

@@ -9,15 +9,15 @@ import string
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Optional
 
 import numpy as np
 import pytest
 import soundfile
 
-from espnet_hra.validate import (
+from espnet_hra.data.checks import (
     INPUT_LAYERS,
     Problem,
     Report,
@@ -39,7 +39,7 @@ VICTIM = "an251-fash-b"
 
 
 @pytest.fixture(scope="module")
-def an4(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, tuple]:
+def an4(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
     """The seven utterances as {id: (path of a 16-bit WAV, text, task)}."""
     (archive,) = [
         file.locate()
@@ -73,7 +73,7 @@ def an4(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, tuple]:
 class Data:
     """A data directory that a test may damage."""
 
-    def __init__(self, folder: Path, corpus: Dict[str, tuple]):
+    def __init__(self, folder: Path, corpus: dict[str, tuple]):
         self.folder = folder
         self.original = {utt: path for utt, (path, _, _) in corpus.items()}
         self.audio = {utt: str(path) for utt, (path, _, _) in corpus.items()}
@@ -104,7 +104,7 @@ class Data:
         """The path of a list."""
         return str(self.folder / name)
 
-    def check(self, requirements: Optional[Requirements] = None) -> Report:
+    def check(self, requirements: Requirements | None = None) -> Report:
         """Check the lists as they stand in the folder."""
         return check(
             self.path("wav.scp"),
@@ -116,7 +116,7 @@ class Data:
 
 
 @pytest.fixture
-def data(tmp_path: Path, an4: Dict[str, tuple]) -> Data:
+def data(tmp_path: Path, an4: dict[str, tuple]) -> Data:
     """A sound data directory."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -337,7 +337,7 @@ AUDIO_DAMAGE = [
 ]
 
 
-def name_of(value: object) -> Optional[str]:
+def name_of(value: object) -> str | None:
     if isinstance(value, partial):
         (argument,) = value.keywords.values()
         return f"{value.func.__name__}{argument}"
@@ -913,8 +913,8 @@ def test_long_reports_are_cut(tmp_path: Path) -> None:
 
 
 def test_progress_is_logged(data: Data, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("espnet_hra.validate._SECONDS_BETWEEN_MESSAGES", -1)
-    with caplog.at_level("INFO", logger="espnet_hra.validate"):
+    monkeypatch.setattr("espnet_hra.data.checks._SECONDS_BETWEEN_MESSAGES", -1)
+    with caplog.at_level("INFO", logger="espnet_hra.data.checks"):
         data.check()
     assert "checked 7 of 7 recordings" in caplog.text
 
@@ -1062,7 +1062,7 @@ def test_import_is_quick(data: Data) -> None:
     """Neither the module nor its command line for characters needs torch."""
     code = (
         "import sys, espnet_hra; before = set(sys.modules)\n"
-        "from espnet_hra.validate import main, requirements_from_config\n"
+        "from espnet_hra.data.checks import main, requirements_from_config\n"
         "requirements_from_config({'token_list': ['A'], 'token_type': 'char'})\n"
         f"assert main(['--wav_scp', {data.path('wav.scp')!r}]) == 0\n"
         "new = set(sys.modules) - before\n"

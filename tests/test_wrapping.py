@@ -29,7 +29,7 @@ from small_encoders import (
     same_bits,
 )
 
-from espnet_hra.encoder import wrap_encoder
+from espnet_hra.encoder.adapted import wrap_encoder
 from espnet_hra.errors import ConfigError
 
 VOCABULARY = 7

@@ -598,7 +598,7 @@ stage_4() {
         fi
         printf '%s\n' "$(cat "${validation_config}")" "${extra}" >"${config}"
         echo "${set}:"
-        announce "${python_words[@]}" -m espnet_hra.validate \
+        announce "${python_words[@]}" -m espnet_hra.data.checks \
             --wav_scp "${from}/${set}/wav.scp" \
             "${options[@]}" \
             --utt2task "${from}/${set}/utt2task" \
@@ -711,7 +711,7 @@ stage_8() {
     else
         "${python_words[@]}" -c '
 import sys
-from espnet_hra.base_model import check_adaptable, open_base
+from espnet_hra.espnet.base import check_adaptable, open_base
 from espnet_hra.errors import one_line
 
 with one_line("backbone"):
@@ -803,18 +803,18 @@ is no result. The dev set is the training set."
         adapted+=(--hyp "${set}=${asr_decode}/${set}/text")
     done
     if [ "${method}" = none ]; then
-        announce "${python_words[@]}" -m espnet_hra.scoring --method none \
+        announce "${python_words[@]}" -m espnet_hra.report.scoring --method none \
             "${options[@]}" "${frozen[@]}"
         return
     fi
     if [ -e "${frozen_decode}/${eval_sets[0]}/text" ]; then
-        announce "${python_words[@]}" -m espnet_hra.scoring --method none \
+        announce "${python_words[@]}" -m espnet_hra.report.scoring --method none \
             --report false "${options[@]}" "${frozen[@]}" \
             >"${log_dir}/scoring_frozen.txt"
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
-    announce "${python_words[@]}" -m espnet_hra.scoring --method "${label}" \
+    announce "${python_words[@]}" -m espnet_hra.report.scoring --method "${label}" \
         --seed "${seed}" --params "${asr_exp}/params.json" \
         "${options[@]}" "${adapted[@]}"
 }

@@ -11,12 +11,12 @@ The head of a task depends on configuration, data and controller alone: whoever 
 it, and beside whatever others, it has the same bits.
 """
 
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
 
-__all__: List[str] = ["main"]
+__all__: list[str] = ["main"]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, see :func:`espnet_hra.adapt.command.main`."""
     from espnet_hra.adapt import command
 

@@ -14,8 +14,9 @@ ESPnet3's own functions start them, so its keys are ours::
 import contextlib
 import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any
 
 from espnet_hra.adapt import signals
 from espnet_hra.errors import ConfigError
@@ -23,7 +24,7 @@ from espnet_hra.errors import ConfigError
 _KEYS = ("env", "n_workers", "options", "allow_overwrite_lock")
 
 
-def read(path: Optional[str], n_workers: Optional[int]) -> Dict[str, Any]:
+def read(path: str | None, n_workers: int | None) -> dict[str, Any]:
     """The block `parallel`.
 
     Args:
@@ -35,7 +36,7 @@ def read(path: Optional[str], n_workers: Optional[int]) -> Dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, or has other keys.
     """
-    from espnet_hra.archive import read_yaml
+    from espnet_hra.files.config import read_yaml
 
     block: Any = {"env": "local"}
     if path is not None:
@@ -62,7 +63,7 @@ def processors() -> int:
 
 
 @contextlib.contextmanager
-def settings(block: Dict[str, Any], retries: int, ngpu: int) -> Iterator[None]:
+def settings(block: dict[str, Any], retries: int, ngpu: int) -> Iterator[None]:
     """A block with the configuration of Dask that these workers need.
 
     Args:
@@ -73,7 +74,7 @@ def settings(block: Dict[str, Any], retries: int, ngpu: int) -> Iterator[None]:
     import dask
     import distributed  # noqa: F401 - first its own values, then ours
 
-    config: Dict[str, Any] = {
+    config: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": retries,
         # A task that waits on a worker would be suspected of its death as well.
         "distributed.scheduler.worker-saturation": 1.0,
@@ -119,7 +120,7 @@ def _import_once() -> None:
 
 
 @contextlib.contextmanager
-def client(block: Dict[str, Any]) -> Iterator[Any]:
+def client(block: dict[str, Any]) -> Iterator[Any]:
     """A Dask client of workers that end with the block.
 
     Raises:

@@ -5,13 +5,14 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
-from espnet_hra import taskfile
 from espnet_hra.adapt import cluster, plan, signals, table, worker
 from espnet_hra.errors import BaseModelError, ConfigError, DataError, TaskError
 from espnet_hra.names import check_task_name
+from espnet_hra.tasks import file as taskfile
 
 #: Of a model's folder: the controller, with what else is in its checkpoint.
 _CONFIG, _CHECKPOINT, _IDENTITY = "config.yaml", "latest.pth", "model.json"
@@ -123,7 +124,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
@@ -178,7 +179,7 @@ def _out(args: argparse.Namespace) -> Path:
     return Path(args.init_adapter).expanduser().absolute().parent
 
 
-def _check_out(out: Path, init_adapter: Optional[str]) -> None:
+def _check_out(out: Path, init_adapter: str | None) -> None:
     """Refuse a folder of another model, and a controller that is not there."""
     if init_adapter is not None and not Path(init_adapter).expanduser().is_file():
         raise BaseModelError(
@@ -200,8 +201,8 @@ def _espnet_args(
     args: argparse.Namespace, rest: Sequence[str], out: Path
 ) -> argparse.Namespace:
     """ESPnet's options for all tasks."""
-    from espnet_hra import projection
-    from espnet_hra.task import HRATask
+    from espnet_hra.espnet import ctc as projection
+    from espnet_hra.espnet.task import HRATask
 
     command = [*_DEFAULTS, "--output_dir", str(out)]
     for name in ("config", "pretrained_model", "init_adapter"):
@@ -230,9 +231,9 @@ def _espnet_args(
     return found
 
 
-def _ngpu(config: Optional[str], rest: Sequence[str]) -> int:
+def _ngpu(config: str | None, rest: Sequence[str]) -> int:
     """ESPnet's ``--ngpu``, which is needed before ESPnet can be asked."""
-    from espnet_hra.archive import read_yaml
+    from espnet_hra.files.config import read_yaml
 
     default = 0
     if config is not None and Path(config).is_file():
@@ -297,10 +298,10 @@ def _spec(args: argparse.Namespace, rest: Sequence[str], out: Path) -> worker.Sp
     )
 
 
-def _checkpoint(init_adapter: Optional[str]) -> Tuple[Dict[str, Any], List[str]]:
+def _checkpoint(init_adapter: str | None) -> tuple[dict[str, Any], list[str]]:
     """The adapter that tasks are added to: its tensors, and its tasks."""
-    from espnet_hra.loading import read_state
-    from espnet_hra.model import ADAPTER_PREFIX
+    from espnet_hra.espnet.model import ADAPTER_PREFIX
+    from espnet_hra.espnet.models import read_state
 
     if init_adapter is None:  # nothing is shared
         return {}, []
@@ -323,7 +324,7 @@ def _model_folder(
     """Make a model of a folder, unless the controller comes from it."""
     import yaml
 
-    from espnet_hra.trainer import atomic_save
+    from espnet_hra.espnet.trainer import atomic_save
 
     if _is_home(args.init_adapter, out):
         return
@@ -339,7 +340,7 @@ def _model_folder(
     taskfile.write_atomic(marker, text.encode())
 
 
-def _is_home(init_adapter: Optional[str], out: Path) -> bool:
+def _is_home(init_adapter: str | None, out: Path) -> bool:
     """Whether the controller comes from this folder."""
     if init_adapter is None:
         return False
@@ -351,7 +352,7 @@ def _is_home(init_adapter: Optional[str], out: Path) -> bool:
 
 def _sort(
     spec: worker.Spec, names: Sequence[str], parts: Mapping[str, plan.Lines]
-) -> Tuple[List[plan.Job], Dict[str, Dict[str, Any]]]:
+) -> tuple[list[plan.Job], dict[str, dict[str, Any]]]:
     """Who must be trained, and rows of those who need not, or cannot.
 
     The largest come first: otherwise one worker would be at work on them in the end,
@@ -382,9 +383,9 @@ class _Run:
     def __init__(
         self,
         spec: worker.Spec,
-        jobs: List[plan.Job],
-        rows: Dict[str, Dict[str, Any]],
-        block: Dict[str, Any],
+        jobs: list[plan.Job],
+        rows: dict[str, dict[str, Any]],
+        block: dict[str, Any],
     ):
         self.spec, self.jobs, self.rows, self.block = spec, jobs, rows, block
         self.finished = 0
@@ -494,7 +495,7 @@ class _Run:
 
     def _model(self) -> Path:
         """How the model is named that the tasks belong to."""
-        from espnet_hra.base_model import open_base
+        from espnet_hra.espnet.base import open_base
 
         out, used = Path(self.spec.out), self.spec.options["init_adapter"]
         if not _is_home(used, out):

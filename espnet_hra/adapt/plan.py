@@ -9,15 +9,16 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
-from espnet_hra import taskfile
-from espnet_hra.encoder import read_tasks
+from espnet_hra.encoder.adapted import read_tasks
 from espnet_hra.errors import DataError, TaskError
 from espnet_hra.names import listing
-from espnet_hra.store import FOLDER, TaskStore
+from espnet_hra.tasks import file as taskfile
+from espnet_hra.tasks.store import FOLDER, TaskStore
 
 #: Folder with the logs of the tasks, and whatever a training needs meanwhile.
 WORK = "adapt"
@@ -71,7 +72,7 @@ class Job:
 
     name: str
     key: str
-    lists: Dict[str, Dict[str, Tuple[str, ...]]]
+    lists: dict[str, dict[str, tuple[str, ...]]]
 
     @property
     def utterances(self) -> int:
@@ -95,10 +96,10 @@ def work_of(out: Path, name: str) -> Path:
 # ------------------------------------------------------------------------------- data
 
 #: Lines of a part by task and file.
-Lines = Dict[str, Dict[str, List[str]]]
+Lines = dict[str, dict[str, list[str]]]
 
 
-def read_data(folder: Path) -> Tuple[Dict[str, Lines], List[str]]:
+def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     """The lines of a data folder, by part and task.
 
     Whatever is wrong with a single utterance is left to the check of its task.
@@ -112,10 +113,10 @@ def read_data(folder: Path) -> Tuple[Dict[str, Lines], List[str]]:
     Raises:
         DataError: A file is missing or cannot be read.
     """
-    parts: Dict[str, Lines] = {}
+    parts: dict[str, Lines] = {}
     warnings = []
     for part in PARTS:
-        tasks: Dict[str, str] = {}
+        tasks: dict[str, str] = {}
         lines: Lines = {}
         for line in _read(folder / part / "utt2task", "one task for each utterance"):
             utterance, _, task = line.strip().partition(" ")
@@ -158,7 +159,7 @@ def _whole_path(entry: str) -> str:
     return os.path.join(os.getcwd(), entry)
 
 
-def choose(parts: Mapping[str, Lines], asked: Optional[Sequence[str]]) -> List[str]:
+def choose(parts: Mapping[str, Lines], asked: Sequence[str] | None) -> list[str]:
     """The tasks that shall be trained.
 
     Args:
@@ -213,7 +214,7 @@ def make_job(name: str, parts: Mapping[str, Lines], config: str) -> Job:
         parts: The data.
         config: From :func:`config_key`.
     """
-    empty: Dict[str, List[str]] = {file: [] for file in _FILES}
+    empty: dict[str, list[str]] = {file: [] for file in _FILES}
     lists = {
         part: {file: tuple(lines.get(name, empty)[file]) for file in _FILES}
         for part, lines in parts.items()
@@ -235,7 +236,7 @@ def _state(entry: str) -> str:
     return "" if state is None else f"{state[0]} {state[1]}"
 
 
-def _stat(path: str) -> Optional[Tuple[int, int]]:
+def _stat(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except (OSError, ValueError):

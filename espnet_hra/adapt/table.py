@@ -1,9 +1,10 @@
 """What has come of the tasks: ``tasks.tsv`` for programs, a summary for people."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any
 
-from espnet_hra.taskfile import write_atomic
+from espnet_hra.tasks.file import write_atomic
 
 #: Columns, and how their numbers are written. Rates are in percent.
 COLUMNS = {
@@ -38,7 +39,7 @@ def write(rows: Sequence[Row], folder: Path) -> Path:
     return path
 
 
-def _cells(row: Row) -> List[str]:
+def _cells(row: Row) -> list[str]:
     cells = []
     for column, form in COLUMNS.items():
         value = row.get(column)
@@ -54,7 +55,7 @@ def summary(rows: Sequence[Row], limit: int = 30) -> str:
         rows: Of all tasks.
         limit: How many to show of each kind.
     """
-    shown: List[Row] = []
+    shown: list[Row] = []
     hidden = 0
     for status in STATUSES:
         some = [row for row in rows if row["status"] == status]
@@ -80,6 +81,6 @@ def summary(rows: Sequence[Row], limit: int = 30) -> str:
     return "\n".join(lines)
 
 
-def counts(rows: Sequence[Row]) -> Dict[str, int]:
+def counts(rows: Sequence[Row]) -> dict[str, int]:
     """How many tasks have which status."""
     return {s: sum(row["status"] == s for row in rows) for s in STATUSES}

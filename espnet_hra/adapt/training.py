@@ -2,22 +2,22 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import torch
 from espnet2.train.reporter import Reporter
 
-from espnet_hra import new_task
-from espnet_hra.building import ModelLoader
-from espnet_hra.inference import Speech2Text
-from espnet_hra.task import HRATask
-from espnet_hra.trainer import AdapterTrainer
+from espnet_hra.adapt import new_task
+from espnet_hra.espnet.building import ModelLoader
+from espnet_hra.espnet.inference import Speech2Text
+from espnet_hra.espnet.task import HRATask
+from espnet_hra.espnet.trainer import AdapterTrainer
 
 
 class _Trainer(AdapterTrainer):
     """Looks at the dev set before and after, and takes the head that is kept."""
 
-    found: Dict[str, Any]
+    found: dict[str, Any]
 
     @classmethod
     def run(cls, model: torch.nn.Module, **kwargs: Any) -> None:
@@ -31,7 +31,7 @@ class _Trainer(AdapterTrainer):
         cls.found["updates"] = _updates(exp, kwargs["trainer_options"].accum_grad)
 
     @classmethod
-    def _look(cls, model: torch.nn.Module, kwargs: Dict[str, Any]) -> Dict[str, float]:
+    def _look(cls, model: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, float]:
         """What ESPnet's validation says of the model as it is."""
         reporter = Reporter()
         reporter.set_epoch(1)
@@ -47,7 +47,7 @@ class _Trainer(AdapterTrainer):
         return {key: float(found[key]) for key in ("loss",) if key in found}
 
 
-def one_head(model: torch.nn.Module) -> Tuple[type, Dict[str, Any]]:
+def one_head(model: torch.nn.Module) -> tuple[type, dict[str, Any]]:
     """An ESPnet task that trains the head of a model that is there already.
 
     Args:
@@ -57,7 +57,7 @@ def one_head(model: torch.nn.Module) -> Tuple[type, Dict[str, Any]]:
         The task class, whose ``main_worker`` trains; and what is found on the way:
         ``before`` and ``after`` (statistics on the dev set), ``updates``.
     """
-    found: Dict[str, Any] = {}
+    found: dict[str, Any] = {}
 
     class OneHead(HRATask):
         trainer = type("Trainer", (_Trainer,), {"found": found})
@@ -82,7 +82,7 @@ def decoder_of(model: torch.nn.Module, args: argparse.Namespace) -> Speech2Text:
         @classmethod
         def build_model_from_file(
             cls, *_: Any, **__: Any
-        ) -> Tuple[torch.nn.Module, argparse.Namespace]:
+        ) -> tuple[torch.nn.Module, argparse.Namespace]:
             return model, args
 
     class Decoder(Speech2Text):

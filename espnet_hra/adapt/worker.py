@@ -17,14 +17,15 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any
 
-from espnet_hra import new_task, taskfile
-from espnet_hra.adapt import plan
+from espnet_hra.adapt import new_task, plan
 from espnet_hra.adapt.plan import Job
 from espnet_hra.errors import TaskError, UserError
+from espnet_hra.tasks import file as taskfile
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _FIRST = "first"
 #: Logging, random numbers and ESPnet's checkpoints belong to the process: where workers
 #: have several threads, or are threads, they take turns.
 _turn = threading.Lock()
-_benches: Dict[str, "Workbench"] = {}
+_benches: dict[str, "Workbench"] = {}
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,15 @@ class Spec:
         replace: Whether tasks may take the place of others of their name.
     """
 
-    options: Dict[str, Any]
+    options: dict[str, Any]
     key: str
     out: str
     data: str
-    in_checkpoint: Tuple[str, ...] = ()
+    in_checkpoint: tuple[str, ...] = ()
     replace: bool = False
 
 
-def run(spec: Spec, job: Job) -> Dict[str, Any]:
+def run(spec: Spec, job: Job) -> dict[str, Any]:
     """Train a task and put its file into the store. What goes wrong is a result too.
 
     Returns:
@@ -73,7 +74,7 @@ def run(spec: Spec, job: Job) -> Dict[str, Any]:
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
     start = time.monotonic()
     folder = plan.work_of(Path(spec.out), job.name)
-    row: Dict[str, Any] = {"task": job.name, "utterances": job.utterances}
+    row: dict[str, Any] = {"task": job.name, "utterances": job.utterances}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _turn, _locked(folder), _log_to(folder / LOG, spec.options["log_level"]):
@@ -98,7 +99,7 @@ def run(spec: Spec, job: Job) -> Dict[str, Any]:
     return row
 
 
-def result_of(out: Path, job: Job) -> Dict[str, Any]:
+def result_of(out: Path, job: Job) -> dict[str, Any]:
     """The row of a task that is done; less of it if only its file is left."""
     path = plan.store_of(out).path(job.name)
     row = {"task": job.name, "status": "done", "utterances": job.utterances}
@@ -127,7 +128,7 @@ def reason(error: BaseException, limit: int = 300) -> str:
 # ---------------------------------------------------------------------------- one task
 
 
-def _run(spec: Spec, job: Job, folder: Path) -> Dict[str, Any]:
+def _run(spec: Spec, job: Job, folder: Path) -> dict[str, Any]:
     out = Path(spec.out)
     if plan.is_done(out, job):  # a worker that was given up has finished it after all
         return result_of(out, job)
@@ -234,9 +235,9 @@ class Workbench:
         import torch
         from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 
-        from espnet_hra import validate
-        from espnet_hra.building import token_hash
-        from espnet_hra.task import HRATask
+        from espnet_hra.data import checks as validate
+        from espnet_hra.espnet.building import token_hash
+        from espnet_hra.espnet.task import HRATask
 
         self.args = copy.deepcopy(args)
         self.args.encoder_conf["tasks"] = [_FIRST]
@@ -264,9 +265,9 @@ class Workbench:
         self._at_rest = encoder.identity()  # another where the type is another
         self.requirements = validate.requirements_from_config(self.args)
         self.requirements.tasks = None
-        self._speech2text: Optional[Any] = None
+        self._speech2text: Any | None = None
 
-    def train(self, name: str, lists: Dict[str, Path], exp: Path) -> Dict[str, Any]:
+    def train(self, name: str, lists: dict[str, Path], exp: Path) -> dict[str, Any]:
         """Train a new task; afterwards the bench is as it was.
 
         Args:
@@ -320,7 +321,7 @@ class Workbench:
         finally:
             encoder.remove_task(name)
 
-    def _score(self, name: str, folder: Path) -> Optional[Dict[str, Any]]:
+    def _score(self, name: str, folder: Path) -> dict[str, Any] | None:
         """Error rates of a head as it is now; None without a CTC to decode with."""
         if getattr(self.model, "ctc", None) is None:
             return None

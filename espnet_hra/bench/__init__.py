@@ -2,7 +2,7 @@
 
 import argparse
 import importlib
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 #: Each is a module of this package with a `main(argv)`.
 BENCHMARKS = {
@@ -11,7 +11,7 @@ BENCHMARKS = {
 }
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one of :data:`BENCHMARKS`.
 
     Args:

@@ -3,12 +3,12 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 
-from espnet_hra.base_model import check_adaptable, open_base
 from espnet_hra.errors import ConfigError
+from espnet_hra.espnet.base import check_adaptable, open_base
 
 #: Stands for the trained backbone that comes with the repository.
 SHIPPED = "shipped"
@@ -35,9 +35,9 @@ class Backbone:
     kind: str
     width: int
     layers: int
-    conf: Dict[str, Any] = field(default_factory=dict)
+    conf: dict[str, Any] = field(default_factory=dict)
     input_size: int = 80
-    source: Optional[str] = None
+    source: str | None = None
 
     @property
     def text(self) -> str:

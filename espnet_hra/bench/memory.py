@@ -13,9 +13,10 @@ import ctypes
 import gc
 import multiprocessing
 import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Tuple
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ def peak(
     seconds: float,
     device: str,
     threads: int,
-) -> Tuple[float, int, float]:
+) -> tuple[float, int, float]:
     """The peak of a variant. In :func:`fresh`.
 
     Args:
@@ -94,7 +95,7 @@ def peak(
 
 def heads(
     backbone: Backbone, variant: Variant, device: str, threads: int
-) -> Tuple[float, float, int]:
+) -> tuple[float, float, int]:
     """What registering tasks adds to the memory of a process. In :func:`fresh`.
 
     Args:

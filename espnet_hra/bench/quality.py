@@ -29,15 +29,17 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any
 
 import yaml
 
-from espnet_hra import report, scoring
 from espnet_hra.errors import ConfigError, UserError
-from espnet_hra.scoring import FROZEN, TSV, UTTERANCES, Row, Utterance
+from espnet_hra.report import page as report
+from espnet_hra.report import scoring
+from espnet_hra.report.scoring import FROZEN, TSV, UTTERANCES, Row, Utterance
 
 PARTS = ("rates", "choices", "runs", "alone", "forgetting")
 
@@ -116,7 +118,7 @@ def label_of(config: str) -> str:
     return Path(config).stem.removeprefix("train_")
 
 
-def with_rate(config: Mapping[str, Any], rate: float) -> List[str]:
+def with_rate(config: Mapping[str, Any], rate: float) -> list[str]:
     """Options that give a configuration another peak rate, its schedule scaled along.
 
     A schedule that lists rates is scaled; others follow the optimizer's rate.
@@ -134,9 +136,9 @@ def with_rate(config: Mapping[str, Any], rate: float) -> List[str]:
     return words
 
 
-def _smaller_batch(config: Mapping[str, Any], share: float) -> List[str]:
+def _smaller_batch(config: Mapping[str, Any], share: float) -> list[str]:
     """Options for a batch of this share of a configuration's."""
-    words: List[str] = []
+    words: list[str] = []
     for key in ("batch_bins", "batch_size"):
         if key in config:
             words += [f"--{key}", str(max(1, round(config[key] * share)))]
@@ -179,7 +181,7 @@ class Comparison:
         self.corpus = plan.get("corpus", "debian_voices")
         self.expdir = expdir
         self.work = expdir / self.corpus
-        self.configs: Dict[str, Dict[str, Any]] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
         for config in self._named_configs():
             path = recipe / config
             try:
@@ -200,7 +202,7 @@ class Comparison:
         encoder_conf = self.configs[config].get("encoder_conf") or {}
         return str(encoder_conf.get("adapter", "hra"))
 
-    def _named_configs(self) -> List[str]:
+    def _named_configs(self) -> list[str]:
         plan = self.plan
         named = [*plan.get("rates", {}), *plan.get("runs", {}), *plan.get("alone", {})]
         named += [plan[key]["config"] for key in ("choices",) if key in plan]
@@ -211,7 +213,7 @@ class Comparison:
 
     # --------------------------------------------------------------------- steps
 
-    def steps(self, parts: Sequence[str] = PARTS) -> List[Step]:
+    def steps(self, parts: Sequence[str] = PARTS) -> list[Step]:
         """Everything that the plan asks for in these parts."""
         made = {
             "rates": self._rates,
@@ -318,7 +320,7 @@ class Comparison:
             "alone", name, f"{name}, seed {seed}", lambda: self._scored(name, seed), run
         )
 
-    def _known(self, name: str, config: Optional[str], task: str) -> Step:
+    def _known(self, name: str, config: str | None, task: str) -> Step:
         """Decoding of the speech that the backbone was trained to know."""
         dump = self.work / "dump_backbone"
 
@@ -328,7 +330,7 @@ class Comparison:
         def run() -> None:
             if not (dump / KNOWN_SET / "utt2task").exists():
                 self._prepare_known(dump)
-            options: List[str] = []
+            options: list[str] = []
             if config is None:
                 lines = (self.work / "backbone.path").read_text().split("\n")
                 model_config, model = lines[0], lines[1]
@@ -375,10 +377,10 @@ class Comparison:
 
     # -------------------------------------------------------------------- tables
 
-    def _rows(self) -> List[Row]:
+    def _rows(self) -> list[Row]:
         return scoring.read_table(self.work / TSV, Row)
 
-    def _dev_rows(self) -> List[DevRow]:
+    def _dev_rows(self) -> list[DevRow]:
         return scoring.read_table(self.work / DEV, DevRow)
 
     def _scored(self, name: str, seed: int) -> bool:
@@ -389,14 +391,14 @@ class Comparison:
         }
         return bool(found) and found >= set(self._tasks())
 
-    def _tasks(self) -> List[str]:
+    def _tasks(self) -> list[str]:
         """All tasks of the corpus, once the recipe has prepared them."""
         path = self.work / "dump" / "tasks"
         if not path.exists():
             self._recipe("--method", "none")
         return path.read_text(encoding="utf-8").split()
 
-    def _splits(self, option: str, folder: Path) -> List[str]:
+    def _splits(self, option: str, folder: Path) -> list[str]:
         return [
             word
             for split in ("dev", "test")
@@ -416,7 +418,7 @@ class Comparison:
 
     def _score(self, *options: str) -> None:
         self._program(
-            *("-m", "espnet_hra.scoring", "--report", "false"),
+            *("-m", "espnet_hra.report.scoring", "--report", "false"),
             *("--out_dir", str(self.work), *options),
         )
 
@@ -457,7 +459,7 @@ class Comparison:
 
     # -------------------------------------------------------------------- report
 
-    def report(self, command: str) -> List[Path]:
+    def report(self, command: str) -> list[Path]:
         """Write RESULTS.md with everything that is there."""
         rows = self._rows()
         results = report.Results(
@@ -479,9 +481,9 @@ class Comparison:
             reference = None  # is still to come
         return report.write(results, self.work, head, closing, reference=reference)
 
-    def differing_rates(self) -> Dict[str, float]:
+    def differing_rates(self) -> dict[str, float]:
         """Methods whose file has another rate than the best on dev, and the latter."""
-        best: Dict[str, DevRow] = {}
+        best: dict[str, DevRow] = {}
         for row in self._dev_rows():
             if row.part == "rates":
                 best[row.method] = min(row, best.get(row.method, row), key=_cer)
@@ -535,7 +537,7 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
         differing: Methods whose file has another rate than the best.
     """
     parts = []
-    by_method: Dict[str, List[DevRow]] = {}
+    by_method: dict[str, list[DevRow]] = {}
     for row in rows:
         if row.part == "rates":
             by_method.setdefault(row.method, []).append(row)
@@ -554,7 +556,7 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
                 chosen += " (its file has another)"
             lines.append([method, text, chosen])
         parts.append(_table(lines))
-    choices: Dict[str, List[DevRow]] = {}
+    choices: dict[str, list[DevRow]] = {}
     for row in rows:
         if row.part == "choices":
             choices.setdefault(row.setting, []).append(row)
@@ -645,7 +647,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_recipe(given: Optional[Path]) -> Path:
+def find_recipe(given: Path | None) -> Path:
     """The recipe's folder.
 
     Raises:
@@ -660,7 +662,7 @@ def find_recipe(given: Optional[Path]) -> Path:
     )
 
 
-def read_plan(path: Path) -> Dict[str, Any]:
+def read_plan(path: Path) -> dict[str, Any]:
     """A plan's keys.
 
     Raises:
@@ -675,7 +677,7 @@ def read_plan(path: Path) -> Dict[str, Any]:
     return plan
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run what is not done yet, and write the report.
 
     Returns:

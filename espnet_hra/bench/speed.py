@@ -16,13 +16,12 @@ import argparse
 import dataclasses
 import functools
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from espnet_hra import report, scoring
 from espnet_hra.bench import memory, speed_page, timing
 from espnet_hra.bench.backbones import (
     PACK,
@@ -41,7 +40,9 @@ from espnet_hra.bench.variants import (
     lora,
     residual,
 )
-from espnet_hra.recipe import RecipeError, find_recipe
+from espnet_hra.commands.recipe import RecipeError, find_recipe
+from espnet_hra.report import page as report
+from espnet_hra.report import scoring
 
 #: What can be measured.
 CASES = {
@@ -75,9 +76,9 @@ class Sizes:
     """How large the cases are."""
 
     mixed: int = 32
-    many: Tuple[int, ...] = (1, 10, 100, 1000, 10_000)
-    depths: Tuple[int, ...] = (6, 12, 24, 48)
-    batches: Tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    many: tuple[int, ...] = (1, 10, 100, 1000, 10_000)
+    depths: tuple[int, ...] = (6, 12, 24, 48)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
 
 QUICK = Sizes(4, (1, 100), (2, 4), (1, 2, 4))
@@ -107,7 +108,7 @@ class Block:
     batch: int
     seconds: float
     rounds: int
-    variants: Tuple[Variant, ...]
+    variants: tuple[Variant, ...]
 
     @property
     def label(self) -> str:
@@ -155,10 +156,10 @@ def plan(
     backbones: Sequence[Backbone],
     cases: Sequence[str],
     sizes: Sizes,
-    repeats: Optional[int],
-    seconds: Optional[float],
+    repeats: int | None,
+    seconds: float | None,
     device: torch.device,
-) -> List[Block]:
+) -> list[Block]:
     """All blocks, in the order in which they are measured.
 
     Args:
@@ -198,7 +199,7 @@ def plan(
             tuple(present),
         )
 
-    blocks: List[Block] = []
+    blocks: list[Block] = []
     for case in cases:
         if case == "growth":
             blocks += _growth(backbones[0], sizes, block)
@@ -208,7 +209,7 @@ def plan(
     return blocks
 
 
-def _encoder(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block]:
+def _encoder(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
     variants = [
         Variant("none", "none", b.text),
         Variant("none" + AGAIN, "none", b.text),
@@ -223,7 +224,7 @@ def _encoder(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Bl
     return [block("encoder", b, f"batch {n}", n, variants) for n in (1, 8)]
 
 
-def _mixed(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block]:
+def _mixed(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
     n = sizes.mixed
     variants = [
         Variant("none", "none", b.text),
@@ -243,7 +244,7 @@ def _mixed(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Bloc
     return [block("mixed", b, f"{n} tasks", n, variants)]
 
 
-def _training(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block]:
+def _training(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
     variants = [
         Variant("full", "full"),
         hra(b),
@@ -257,7 +258,7 @@ def _training(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[B
     return [block("training", b, "training step", 4, variants, "step")]
 
 
-def _memory(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block]:
+def _memory(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
     n = sizes.mixed
     step = [
         Variant("full", "full"),
@@ -278,7 +279,7 @@ def _memory(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Blo
     ]
 
 
-def _many(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block]:
+def _many(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
     counts = sizes.many if first else (sizes.many[0], sizes.many[-1])
     variants = [hra(b, f"hra_{n}", tasks=n) for n in counts]
     variants.insert(1, dataclasses.replace(variants[0], name=f"hra_{counts[0]}{AGAIN}"))
@@ -288,7 +289,7 @@ def _many(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block
     ]
 
 
-def _heads(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> List[Block]:
+def _heads(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
     n = sizes.many[-1]
     variants = [hra(b, "heads", tasks=n)]
     return [block("heads", b, f"{n:,} tasks", 1, variants, "decode", "heads")]
@@ -350,7 +351,7 @@ class Bench:
             "versions": timing.versions(),
             "commit": f"{commit}+" if changed else commit,
         }
-        self._stock: Tuple[Optional[Backbone], Optional[torch.nn.Module]] = None, None
+        self._stock: tuple[Backbone | None, torch.nn.Module | None] = None, None
 
     def has(self, block: Block) -> bool:
         """Whether all of its variants are in the table, with these settings."""
@@ -393,10 +394,10 @@ class Bench:
             values=" ".join(f"{value:.5g}" for value in values),
         )
 
-    def _times(self, block: Block) -> List[Row]:
+    def _times(self, block: Block) -> list[Row]:
         if self._stock[0] != block.backbone:
             self._stock = block.backbone, block.backbone.build().to(self.device)
-        subjects: Dict[str, Subject] = {}
+        subjects: dict[str, Subject] = {}
         for variant in block.variants:
             original = variant.name.removesuffix(AGAIN)
             subjects[variant.name] = subjects.get(original) or Subject(
@@ -409,7 +410,7 @@ class Bench:
             for v, s in zip(block.variants, subjects.values())
         ]
 
-    def _peaks(self, block: Block) -> List[Row]:
+    def _peaks(self, block: Block) -> list[Row]:
         rows = []
         for variant in block.variants:
             work = (variant, block.work, block.batch, block.seconds)
@@ -423,7 +424,7 @@ class Bench:
             rows.append(self._row(block, variant, peaks, *found[0][1:], unit="MiB"))
         return rows
 
-    def _heads(self, block: Block) -> List[Row]:
+    def _heads(self, block: Block) -> list[Row]:
         (variant,) = block.variants
         found = [
             memory.fresh(
@@ -510,7 +511,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the table, the page and the pictures.
 
     Args:
@@ -586,7 +587,7 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _cases(names: Optional[Sequence[str]]) -> List[str]:
+def _cases(names: Sequence[str] | None) -> list[str]:
     """The cases, in the order of :data:`CASES`."""
     for name in names or ():
         if name not in CASES:
@@ -596,7 +597,7 @@ def _cases(names: Optional[Sequence[str]]) -> List[str]:
     return [name for name in CASES if not names or name in names]
 
 
-def _backbones(args: argparse.Namespace) -> List[Backbone]:
+def _backbones(args: argparse.Namespace) -> list[Backbone]:
     """The backbones that are asked for, or those that there are."""
     source = args.pretrained_model or _shipped()
     names = args.backbones
@@ -619,8 +620,8 @@ def _backbones(args: argparse.Namespace) -> List[Backbone]:
     return found
 
 
-@functools.lru_cache(maxsize=None)
-def _shipped() -> Optional[str]:
+@functools.cache
+def _shipped() -> str | None:
     """The trained backbone of the repository, from here or in the package."""
     if PACK.is_file():
         return str(PACK)

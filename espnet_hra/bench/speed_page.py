@@ -6,15 +6,17 @@ variant. Ratios, intervals and verdicts are computed from them here.
 
 import math
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
-from espnet_hra import report, scoring
 from espnet_hra.bench.timing import Ratio, ratio
 from espnet_hra.errors import UserError
+from espnet_hra.report import page as report
+from espnet_hra.report import scoring
 
 TSV, MARKDOWN = "speed.tsv", "SPEED.md"
 
@@ -71,23 +73,23 @@ class Row:
     values: str
 
     @property
-    def environment(self) -> Tuple[str, str, int, str]:
+    def environment(self) -> tuple[str, str, int, str]:
         """What results must share to stand in one table."""
         return self.machine, self.device, self.threads, self.versions
 
     @property
-    def place(self) -> Tuple[str, str, str]:
+    def place(self) -> tuple[str, str, str]:
         """What the row is a result of."""
         return self.case, self.backbone, self.part
 
     @property
-    def key(self) -> Tuple[Any, ...]:
+    def key(self) -> tuple[Any, ...]:
         """What a later row must share to take this one's place."""
         settings = (self.batch, self.seconds, self.rounds)
         return (*self.environment, *self.place, *settings, self.variant)
 
     @property
-    def numbers(self) -> List[float]:
+    def numbers(self) -> list[float]:
         """The values.
 
         Raises:
@@ -110,14 +112,14 @@ class Measurement:
         rows: Their rows, by variant.
     """
 
-    rows: Dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
 
     @property
     def first(self) -> Row:
         """The row of the first variant, for what they share."""
         return next(iter(self.rows.values()))
 
-    def ratio(self, top: Sequence[str], bottom: Sequence[str]) -> Optional[Ratio]:
+    def ratio(self, top: Sequence[str], bottom: Sequence[str]) -> Ratio | None:
         """See :func:`espnet_hra.bench.timing.ratio`; None if a variant lacks."""
         if not {*top, *bottom} <= self.rows.keys():
             return None
@@ -125,7 +127,7 @@ class Measurement:
         return ratio(values, top, bottom) if all(values.values()) else None
 
     @property
-    def noise(self) -> Optional[Ratio]:
+    def noise(self) -> Ratio | None:
         """The same variant against itself."""
         for name in self.rows:
             if name.endswith(AGAIN):
@@ -149,9 +151,9 @@ class Claim:
 
     text: str
     case: str
-    top: Tuple[str, ...]
-    bottom: Tuple[str, ...]
-    target: Optional[float] = None
+    top: tuple[str, ...]
+    bottom: tuple[str, ...]
+    target: float | None = None
     only: str = ""
     arithmetic: bool = False
 
@@ -264,7 +266,7 @@ what is below costs nothing that could be measured. float32 everywhere.
 # ------------------------------------------------------------------------- reading
 
 
-def read(path: Path) -> List[Row]:
+def read(path: Path) -> list[Row]:
     """The rows of a table, none if there is no such file.
 
     Raises:
@@ -273,9 +275,9 @@ def read(path: Path) -> List[Row]:
     return scoring.read_table(path, Row)
 
 
-def measurements(rows: Sequence[Row]) -> List[Measurement]:
+def measurements(rows: Sequence[Row]) -> list[Measurement]:
     """Of each part of each case the one with most rounds; the latest of equals."""
-    found: Dict[Tuple[Any, ...], Dict[Tuple[Any, ...], Measurement]] = {}
+    found: dict[tuple[Any, ...], dict[tuple[Any, ...], Measurement]] = {}
     for row in rows:
         settings = (row.rounds, row.batch, row.seconds)
         by_settings = found.setdefault((row.environment, row.place), {})
@@ -289,7 +291,7 @@ def measurements(rows: Sequence[Row]) -> List[Measurement]:
 # ---------------------------------------------------------------------- the page
 
 
-def write(rows: Sequence[Row], folder: Path, command: str) -> List[Path]:
+def write(rows: Sequence[Row], folder: Path, command: str) -> list[Path]:
     """Write the page and its pictures.
 
     Args:
@@ -311,7 +313,7 @@ def write(rows: Sequence[Row], folder: Path, command: str) -> List[Path]:
         _INTRO,
     ]
     files = []
-    by_environment: Dict[Tuple[Any, ...], List[Measurement]] = {}
+    by_environment: dict[tuple[Any, ...], list[Measurement]] = {}
     for measurement in measurements(rows):
         by_environment.setdefault(measurement.first.environment, []).append(measurement)
     for number, (environment, found) in enumerate(by_environment.items(), 1):
@@ -342,9 +344,7 @@ def write(rows: Sequence[Row], folder: Path, command: str) -> List[Path]:
     return [folder / MARKDOWN, *files]
 
 
-def verdict(
-    found: Ratio, target: Optional[float], noise: Optional[Ratio] = None
-) -> str:
+def verdict(found: Ratio, target: float | None, noise: Ratio | None = None) -> str:
     """Whether a ratio is at most the target, and whether noise could turn that.
 
     Args:
@@ -363,7 +363,7 @@ def verdict(
     return ("met" if met else "**missed**") + (", within noise" if unsure else "")
 
 
-def ratio_cells(found: Sequence[Measurement]) -> List[List[str]]:
+def ratio_cells(found: Sequence[Measurement]) -> list[list[str]]:
     """The table of ratios.
 
     Args:
@@ -419,7 +419,7 @@ def _filled(claim: Claim, m: Measurement) -> str:
     return f"{text}, {m.first.part}" if claim.case == "mixed" else text
 
 
-def median_cells(found: Sequence[Measurement]) -> List[List[str]]:
+def median_cells(found: Sequence[Measurement]) -> list[list[str]]:
     """The table of all medians.
 
     Args:
@@ -486,7 +486,7 @@ _BATCH = (
 )
 
 
-def draw(found: Sequence[Measurement], title: str) -> Optional[Any]:
+def draw(found: Sequence[Measurement], title: str) -> Any | None:
     """Draw how time grows with tasks, layers and batch.
 
     Args:
@@ -565,7 +565,7 @@ def draw(found: Sequence[Measurement], title: str) -> Optional[Any]:
 
 _ENDS = ("low", "high")
 
-Points = Dict[Curve, List[Tuple[float, Ratio]]]
+Points = dict[Curve, list[tuple[float, Ratio]]]
 
 
 def _points(
@@ -583,7 +583,7 @@ def _points(
 
 def _registered(found: Sequence[Measurement]) -> Points:
     """The curves over registered tasks, of the backbone with most points."""
-    best: Dict[str, Tuple[int, Mapping[str, Any]]] = {}
+    best: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for m in found:
         if m.first.case == "many":
             counts = {

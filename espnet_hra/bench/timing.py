@@ -7,9 +7,10 @@ import platform
 import random
 import time
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def interleave(
     rounds: int,
     device: torch.device,
     warm_up: int = 2,
-) -> Dict[str, List[float]]:
+) -> dict[str, list[float]]:
     """Time variants in turn.
 
     Every round runs each of them once, in an order drawn anew, so that whatever else
@@ -45,7 +46,7 @@ def interleave(
         Milliseconds of each round, by name.
     """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times: Dict[str, List[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     order, drawn = list(runs), random.Random(0)
     collects = gc.isenabled()
     gc.collect()

@@ -6,17 +6,18 @@ their own. LoRA is PEFT's, put on ESPnet's stock encoder by PEFT itself.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 
 from espnet_hra.bench.backbones import Backbone
-from espnet_hra.encoder import freeze_statistics, wrap_encoder
+from espnet_hra.encoder.adapted import freeze_statistics, wrap_encoder
+from espnet_hra.encoder.stepping import used_only
 from espnet_hra.errors import ConfigError
-from espnet_hra.params import layer_macs
-from espnet_hra.stepping import used_only
+from espnet_hra.espnet.params import layer_macs
 
 #: Matrices that a LoRA changes, in every layer: its authors' choice.
 MATRICES = ("linear_q", "linear_v")
@@ -48,13 +49,13 @@ class Variant:
     name: str
     method: str
     detail: str = ""
-    conf: Dict[str, Any] = field(default_factory=dict)
+    conf: dict[str, Any] = field(default_factory=dict)
     tasks: int = 1
     mixed: bool = False
     merged: bool = False
 
 
-def import_peft() -> Optional[ModuleType]:
+def import_peft() -> ModuleType | None:
     """PEFT, None where it is not installed."""
     try:
         import peft
@@ -151,12 +152,12 @@ class Subject:
         self.tokens = torch.randint(
             1, TOKENS, (batch, max(1, round(TOKENS_A_SECOND * seconds))), device=device
         )
-        self._optimizer: Optional[torch.optim.Optimizer] = None
+        self._optimizer: torch.optim.Optimizer | None = None
         # A frozen backbone without dropout, as ours by default, for PEFT's LoRA too.
         self._rests = variant.method == "lora"
         self.encoder.eval()
 
-    def forward(self) -> Tuple[torch.Tensor, torch.Tensor]:
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the encoder makes of the batch: (b, t, d) and lengths (b)."""
         out, lengths, *_ = self._chosen(self.choice, self.features, self.lengths)
         return (out[0] if isinstance(out, tuple) else out), lengths

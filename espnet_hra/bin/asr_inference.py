@@ -2,7 +2,7 @@
 """Decode with tasks: `espnet2.bin.asr_inference` for adapted models."""
 
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from espnet2.bin.asr_inference import get_parser as get_espnet_parser
 from espnet2.legacy.utils.cli_utils import get_commandline_args
@@ -10,7 +10,7 @@ from espnet2.utils import config_argparse
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
 from espnet_hra.errors import one_line
-from espnet_hra.inference import inference
+from espnet_hra.espnet.inference import inference
 
 _OWN = (
     "task",
@@ -60,7 +60,7 @@ def get_parser() -> config_argparse.ArgumentParser:
     return parser
 
 
-def main(cmd: Optional[Sequence[str]] = None) -> None:
+def main(cmd: Sequence[str] | None = None) -> None:
     """Decode; `--help` lists the options."""
     print(get_commandline_args(), file=sys.stderr)
     args = get_parser().parse_args(cmd)

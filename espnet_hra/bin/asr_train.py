@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Train an adapter (or a backbone): `espnet2.bin.asr_train` with frozen bases."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from espnet_hra.errors import one_line
-from espnet_hra.task import HRATask
+from espnet_hra.espnet.task import HRATask
 
 
-def main(cmd: Optional[Sequence[str]] = None) -> None:
+def main(cmd: Sequence[str] | None = None) -> None:
     """Train; `--help` lists the options."""
     HRATask.main(cmd=cmd)
 

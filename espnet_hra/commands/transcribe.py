@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Write down what is said in audio files of any format and rate."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from espnet2.utils.types import str2bool
+
+from espnet_hra.data.audio import AudioError, read_audio, resample
+from espnet_hra.data.checks import requirements_from_config
+from espnet_hra.errors import one_line
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="espnet-hra transcribe", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="audio")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="Experiment folder of an adaptation, or folder, zip or tag of a model",
+    )
+    parser.add_argument("--task", help="The task of all files")
+    parser.add_argument(
+        "--pretrained_model",
+        help="Where the frozen base is, if not where the saved configuration says",
+    )
+    parser.add_argument(
+        "--ctc_greedy",
+        type=str2bool,
+        default=True,
+        help="The best CTC symbol of each frame; false: ESPnet's beam search "
+        "(default: true)",
+    )
+    parser.add_argument("--beam_size", type=int, default=10, help="(default: 10)")
+    parser.add_argument("--batch_size", type=int, default=8, help="(default: 8)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the text of one file, or name, tab and text for each of several.
+
+    Args:
+        argv: The options.
+
+    Returns:
+        The exit status: 1 if a file could not be read (the others are done all the
+        same), else 0.
+
+    Raises:
+        UserError: The model or the task is not there.
+    """
+    args = get_parser().parse_args(argv)
+
+    from espnet_hra.espnet.inference import Speech2Text
+
+    speech2text = Speech2Text.from_pretrained(
+        args.model,
+        task=args.task,
+        ctc_greedy=args.ctc_greedy,
+        pretrained_model=args.pretrained_model,
+        device=args.device,
+        beam_size=args.beam_size,
+        ctc_weight=1.0 if args.ctc_greedy else 0.5,
+    )
+    rate = requirements_from_config(speech2text.asr_train_args).sample_rate
+    failed = False
+    for start in range(0, len(args.files), args.batch_size):
+        batch: list[tuple[str, np.ndarray]] = []
+        for name in args.files[start : start + args.batch_size]:
+            try:
+                batch.append((name, resample(*read_audio(name), rate)))
+            except AudioError as e:
+                print(f"espnet-hra transcribe: {e}", file=sys.stderr)
+                failed = True
+        for name, text in zip(
+            [name for name, _ in batch], _decode(speech2text, [w for _, w in batch])
+        ):
+            print(text if len(args.files) == 1 else f"{name}\t{text}", flush=True)
+    return int(failed)
+
+
+def _decode(speech2text, waves: list[np.ndarray]) -> list[str]:
+    """Texts of a batch; what is too short for the model is empty."""
+    from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
+        TooShortUttError,
+    )
+
+    try:
+        results = speech2text.batch_decode(waves) if waves else []
+    except TooShortUttError:
+        if len(waves) == 1:
+            return [""]
+        return [text for wave in waves for text in _decode(speech2text, [wave])]
+    return [nbest[0][0] or "" for nbest in results]
+
+
+if __name__ == "__main__":
+    with one_line("transcribe"):
+        sys.exit(main())

@@ -1,0 +1,1 @@
+"""Kaldi-style folders: reading, checking and converting what is in them."""

@@ -1,0 +1,231 @@
+"""Audio of any format: reading, resampling, and conversion to 16 kHz mono FLAC.
+
+Files that libsndfile knows are read by soundfile, everything else by PyAV
+(FFmpeg). Both come with ESPnet's training extra, as does soxr, the resampler.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+import numpy as np
+import soundfile
+
+from espnet_hra.errors import UserError
+
+#: The sampling rate of everything that is written.
+SAMPLE_RATE = 16000
+
+#: File endings of audio without a header, and FFmpeg's name of the format.
+#: FFmpeg's decoder gives them its default rate (16 kHz for G.722).
+RAW_FORMATS = {".g722": "g722"}
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+class AudioError(UserError, ValueError):
+    """A recording that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One recording to convert.
+
+    Attributes:
+        source: The recording as it came.
+        target: The FLAC file to write.
+        silence: The most silence to leave at either end, in seconds, or None
+            to leave all of it.
+    """
+
+    source: str
+    target: str
+    silence: float | None = None
+
+
+def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
+    """Read a recording of any format, mixed down to one channel.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The samples as float32 in about [-1, 1], and their rate in Hz.
+
+    Raises:
+        AudioError: If the file is missing, damaged, empty or of an unknown
+            format.
+    """
+    path = os.fspath(path)
+    try:
+        if os.path.splitext(path)[1].lower() in RAW_FORMATS:
+            samples, rate = _read_with_av(path)
+        else:
+            try:
+                samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+                samples = samples.mean(axis=1)
+            except soundfile.LibsndfileError:
+                samples, rate = _read_with_av(path)
+    except OSError as error:
+        raise AudioError(f"cannot read {path}: {error}") from error
+    if samples.size == 0:
+        raise AudioError(f"no audio in {path}")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"samples that are not numbers in {path}")
+    return samples, rate
+
+
+def _read_with_av(path: str) -> tuple[np.ndarray, int]:
+    """Read a recording with PyAV, mixed down to one channel."""
+    import av  # not needed for the formats that soundfile reads
+
+    raw_format = RAW_FORMATS.get(os.path.splitext(path)[1].lower())
+    chunks: list[np.ndarray] = []
+    rate = 0
+    try:
+        with av.open(path, format=raw_format) as container:
+            if not container.streams.audio:
+                raise AudioError(f"no audio in {path}")
+            resampler: av.AudioResampler | None = None
+            for frame in container.decode(audio=0):
+                if resampler is None:
+                    rate = frame.sample_rate
+                    resampler = av.AudioResampler("fltp", frame.layout, rate)
+                for part in resampler.resample(frame):
+                    chunks.append(part.to_ndarray().mean(axis=0))
+    except av.FFmpegError as error:
+        raise AudioError(f"cannot read {path}: {error}") from error
+    if not chunks:
+        raise AudioError(f"no audio in {path}")
+    return np.concatenate(chunks).astype(np.float32), rate
+
+
+def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
+    """Bring samples to another rate.
+
+    Args:
+        samples: One channel.
+        rate: Its rate in Hz.
+        target: The rate wanted.
+
+    Returns:
+        The samples at ``target`` Hz, the same array where nothing changes.
+    """
+    if rate == target:
+        return samples
+    import soxr
+
+    return soxr.resample(samples, rate, target, quality="HQ")
+
+
+def trim_silence(samples: np.ndarray, keep: float) -> np.ndarray:
+    """Cut long silence at the beginning and the end.
+
+    Silence is what lies 35 dB below the loud parts, or below -70 dB, in
+    windows of 10 ms.
+
+    Args:
+        samples: One channel at 16 kHz.
+        keep: The most silence to leave at either end, in seconds.
+
+    Returns:
+        The middle part of the samples; all of them where nothing is loud.
+    """
+    window = SAMPLE_RATE // 100
+    count = len(samples) // window
+    if count == 0:
+        return samples
+    power = np.square(samples[: count * window].reshape(count, window)).mean(axis=1)
+    level = 10 * np.log10(power + 1e-14)
+    loud = np.flatnonzero(level > max(np.percentile(level, 95) - 35, -70))
+    if len(loud) == 0:
+        return samples
+    margin = round(keep * SAMPLE_RATE)
+    return samples[max(0, loud[0] * window - margin) : (loud[-1] + 1) * window + margin]
+
+
+def convert(job: Conversion) -> int:
+    """Write a recording as 16 kHz mono FLAC, if that was not done before.
+
+    The file appears under its name only when it is whole, so that an
+    interrupted conversion can be taken up again.
+
+    Args:
+        job: What to convert.
+
+    Returns:
+        The number of samples of the FLAC file.
+
+    Raises:
+        AudioError: If the recording cannot be read.
+        OSError: If the FLAC file cannot be written.
+    """
+    try:
+        return soundfile.info(job.target).frames
+    except soundfile.LibsndfileError:
+        pass  # not there yet, or damaged
+    samples, rate = read_audio(job.source)
+    samples = np.clip(resample(samples, rate), -1.0, 1.0)
+    if job.silence is not None:
+        samples = trim_silence(samples, job.silence)
+    os.makedirs(os.path.dirname(job.target), exist_ok=True)
+    encoded = io.BytesIO()  # libsndfile does not tell a full disk apart
+    soundfile.write(encoded, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
+    partial = f"{job.target}.{os.getpid()}.part"
+    try:
+        with open(partial, "wb") as stream:
+            stream.write(encoded.getbuffer())
+        os.replace(partial, job.target)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return len(samples)
+
+
+def _convert_or_explain(job: Conversion) -> int | str:
+    """Convert one recording in a worker; a recording's own fault is a text."""
+    try:
+        return convert(job)
+    except AudioError as error:
+        return str(error)
+
+
+def convert_all(
+    jobs: Iterable[Conversion],
+    nj: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Convert many recordings in parallel.
+
+    Args:
+        jobs: What to convert.
+        nj: The number of processes.
+        progress: Called after each recording with the number done and the
+            number of all.
+
+    Returns:
+        The lengths in samples of what was written (by target), and the
+        messages about what could not be read (by target).
+    """
+    jobs = list(jobs)
+    lengths: dict[str, int] = {}
+    failures: dict[str, str] = {}
+
+    def collect(results: Iterable[int | str]) -> None:
+        for done, (job, result) in enumerate(zip(jobs, results), 1):
+            if isinstance(result, str):
+                failures[job.target] = result
+            else:
+                lengths[job.target] = result
+            if progress is not None:
+                progress(done, len(jobs))
+
+    if nj <= 1:
+        collect(map(_convert_or_explain, jobs))
+    else:
+        with ProcessPoolExecutor(nj) as pool:
+            collect(pool.map(_convert_or_explain, jobs, chunksize=16))
+    return lengths, failures

@@ -1,0 +1,1 @@
+"""A method on an ESPnet encoder: one pass, its tasks, and how it learns."""

@@ -1,0 +1,1 @@
+"""The way into ESPnet: its registries, training, models and decoding."""

@@ -1,0 +1,373 @@
+"""The frozen base: an ESPnet model that adapters stand on.
+
+A base is loaded whole (frontend, normalisation with its statistics, encoder, CTC,
+decoder), named in the saved configuration, and verified by fingerprint whenever it is
+loaded again.
+"""
+
+import dataclasses
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.espnet.ctc import without_new
+from espnet_hra.files import archive
+from espnet_hra.files.config import read_yaml
+from espnet_hra.names import plain_encoder
+from espnet_hra.tasks.fingerprint import fingerprint
+
+#: Keys of an ESPnet configuration that describe the model and its tokens: these come
+#: along with a base. Everything else (data, optimisation) is the adaptation's own.
+MODEL_KEYS = (
+    "token_list",
+    "token_type",
+    "bpemodel",
+    "non_linguistic_symbols",
+    "cleaner",
+    "g2p",
+    "input_size",
+    "ctc_conf",
+    "joint_net_conf",
+    "use_preprocessor",
+    "preprocessor",
+    "preprocessor_conf",
+    "speech_volume_normalize",
+    "frontend",
+    "frontend_conf",
+    "normalize",
+    "normalize_conf",
+    "model",
+    "model_conf",
+    "preencoder",
+    "preencoder_conf",
+    "encoder",
+    "encoder_conf",
+    "postencoder",
+    "postencoder_conf",
+    "decoder",
+    "decoder_conf",
+)
+
+#: Keys that hold the path of a file.
+_FILES = (
+    ("token_list",),
+    ("bpemodel",),
+    ("non_linguistic_symbols",),
+    ("normalize_conf", "stats_file"),
+)
+
+#: Which file of an experiment folder is its model, best first.
+_CHECKPOINTS = (
+    r"valid\.acc\.ave\.pth",
+    r"valid\.acc\.best\.pth",
+    r"valid\.cer_ctc\.ave\.pth",
+    r"valid\.cer_ctc\.best\.pth",
+    r"valid\.cer\.ave\.pth",
+    r"valid\.cer\.best\.pth",
+    r"valid\.loss\.ave\.pth",
+    r"valid\.loss\.best\.pth",
+    r"valid\..*\.ave\.pth",
+    r".*\.ave_\d+best\.pth",
+    r"valid\..*\.best\.pth",
+    r"latest\.pth",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """An opened base.
+
+    Attributes:
+        source: How it was named.
+        model_file: Its checkpoint.
+        config_file: Its training configuration; None for a bare checkpoint.
+    """
+
+    source: str
+    model_file: Path
+    config_file: Path | None
+
+    def model_config(self) -> dict[str, Any]:
+        """The part of its configuration that comes along, see :data:`MODEL_KEYS`.
+
+        Raises:
+            BaseModelError: It cannot be read, or is not that of a speech recogniser.
+        """
+        if self.config_file is None:
+            return {}
+        config = read_yaml(self.config_file, BaseModelError)
+        lacking = [k for k in ("encoder", "token_list") if not config.get(k)]
+        if lacking:
+            raise BaseModelError(
+                f"{self.source}: not a model for speech recognition (its configuration "
+                f"has no {' and no '.join(lacking)}); only those can be adapted"
+            )
+        config = {key: config[key] for key in MODEL_KEYS if key in config}
+        if config.get("encoder"):
+            config["encoder"] = plain_encoder(config["encoder"])
+        for keys in _FILES:
+            self._find_file(config, keys)
+        return config
+
+    def _find_file(self, config: dict[str, Any], keys: tuple[str, ...]) -> None:
+        """Resolve a path that is relative to the folder where the base was trained."""
+        for key in keys[:-1]:
+            config = config.get(key) or {}
+        value = config.get(keys[-1])
+        if not isinstance(value, str) or os.path.isabs(value):
+            return
+        for folder in (Path.cwd(), *self.config_file.resolve().parents):
+            if (folder / value).is_file():
+                config[keys[-1]] = str(folder / value)
+                return
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Its weights, read without unpickling objects.
+
+        Raises:
+            BaseModelError: The file is no checkpoint.
+        """
+        from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+        archive.check_checkpoint(self.model_file)
+        try:
+            state = safe_torch_load(str(self.model_file), map_location="cpu")
+        except Exception as e:
+            raise BaseModelError(
+                f"{self.model_file}: not a readable checkpoint ({e}); give an ESPnet "
+                "model trained to the end, or download it again"
+            ) from e
+        for key in ("module", "state_dict", "model"):  # deepspeed, lightning, resume
+            if isinstance(state.get(key), dict):
+                state = state[key]
+        # Packs may be stored in half precision; a model always computes in its own.
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def open_base(source: str, cache: str | None = None) -> BaseModel:
+    """Find the checkpoint and configuration of a base.
+
+    Args:
+        source: A checkpoint (``.pth``), an experiment folder or unpacked pack, a zip of
+            ``espnet2.bin.pack``, or a tag of the model zoo or the Hugging Face hub.
+        cache: Folder for unpacked and downloaded packs; None for the model zoo's own.
+
+    Raises:
+        BaseModelError: There is no such base, or it is incomplete.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".pth" and path.is_file():
+        config = path.parent / "config.yaml"
+        return BaseModel(source, path, config if config.is_file() else None)
+    if path.is_dir():
+        return _from_folder(source, path)
+    if path.is_file():
+        return _from_folder(source, _unpack(path, cache))
+    if os.sep in source and not re.fullmatch(r"[\w.-]+/[\w.@-]+", source):
+        raise BaseModelError(
+            f"{source}: no such file or folder; a base is an ESPnet pack (.zip), an "
+            "experiment folder, a checkpoint (.pth), or a tag of the model zoo"
+        )
+    found = _download(source, cache)
+    if isinstance(found, Path):
+        return _from_folder(source, found)
+    return _from_pack(source, found)
+
+
+def check_adaptable(base: BaseModel) -> None:
+    """Refuse a base that no adapter can stand on, before anything is computed with it.
+
+    Raises:
+        BaseModelError: It is not a model for speech recognition.
+        ConfigError: Its encoder cannot be wrapped.
+    """
+    config = base.model_config()
+    name = config.get("encoder")
+    if name in (None, "conformer", "transformer", "branchformer", "e_branchformer"):
+        return
+    # Others show what they are only when they are built.
+    from espnet2.tasks.asr import encoder_choices
+
+    conf = {
+        k: v
+        for k, v in (config.get("encoder_conf") or {}).items()
+        if k not in ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
+    }
+    try:
+        built = encoder_choices.get_class(f"hra_{name}")
+        built(input_size=config.get("input_size") or 80, **conf)
+    except ConfigError as e:
+        raise BaseModelError(f"{base.source}: encoder: {name}: {e}") from e
+    except Exception as e:
+        raise BaseModelError(
+            f"{base.source}: its encoder {name} cannot be built as an adapted one "
+            f"({type(e).__name__}: {e}); conformer, transformer, branchformer and "
+            "e_branchformer can"
+        ) from e
+
+
+def _from_folder(source: str, folder: Path) -> BaseModel:
+    meta = folder / "meta.yaml"
+    if meta.is_file():
+        names = archive.pack_files(source, read_yaml(meta, BaseModelError))
+        files = {key: str(folder / name) for key, name in names.items()}
+        return _from_pack(source, files)
+    config = folder / "config.yaml"
+    found = sorted(p for p in folder.glob("*.pth") if p.name != "checkpoint.pth")
+    for pattern in _CHECKPOINTS:
+        for file in found:
+            if re.fullmatch(pattern, file.name) and config.is_file():
+                return BaseModel(source, file, config)
+    raise BaseModelError(
+        f"{source}: no ESPnet model in this folder; expected meta.yaml, or config.yaml "
+        "beside a checkpoint such as valid.acc.ave.pth"
+    )
+
+
+def _from_pack(source: str, files: dict[str, Any]) -> BaseModel:
+    try:
+        config, model = files["asr_train_config"], files["asr_model_file"]
+    except KeyError as e:
+        raise BaseModelError(
+            f"{source}: this pack has no {e.args[0]}; only models for speech "
+            "recognition (asr) can be adapted"
+        ) from None
+    for file in (config, model):
+        if not Path(file).is_file():
+            raise BaseModelError(f"{source}: the pack names {file}, which is missing")
+    return BaseModel(source, Path(model), Path(config))
+
+
+def _downloader(cache: str | None):
+    from espnet_model_zoo.downloader import ModelDownloader
+
+    return ModelDownloader(cache) if cache else ModelDownloader()
+
+
+def _unpack(path: Path, cache: str | None) -> Path:
+    """Unpack a local zip; the cache goes by content, because the zoo's goes by path."""
+    if not zipfile.is_zipfile(path):
+        raise BaseModelError(
+            f"{path}: neither a zip nor a checkpoint (.pth); a base is an ESPnet pack, "
+            "an experiment folder, a checkpoint, or a tag of the model zoo"
+        )
+    root = Path(cache) if cache else Path.home() / ".cache" / "espnet_hra"
+    return archive.unpack(path, root)
+
+
+def _download(tag: str, cache: str | None) -> Path | dict[str, Any]:
+    """Fetch a model: the folder of a zip, which we unpack, or a repository's files."""
+    try:
+        downloader = _downloader(cache)
+        if "huggingface.co" not in downloader.get_url(tag):
+            file = Path(downloader.download(tag))
+            if file.suffix == ".zip":
+                return _unpack(file, cache)
+        return downloader.download_and_unpack(tag)
+    except BaseModelError:
+        raise
+    except Exception as e:
+        raise BaseModelError(
+            f"{tag}: neither a file or folder here nor a model that could be fetched "
+            f"from the model zoo ({type(e).__name__}: {' '.join(str(e).split())}); "
+            "check the name and the network, or give the model's zip or folder"
+        ) from e
+
+
+def components(model: torch.nn.Module) -> dict[str, list[tuple[str, torch.Tensor]]]:
+    """The base's tensors within a model, by component (encoder, ctc, ...)."""
+    parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if not key.startswith("encoder.adapter."):
+            name, _, rest = key.partition(".")
+            parts.setdefault(name, []).append((rest, tensor))
+    return parts
+
+
+def fingerprints(model: torch.nn.Module) -> dict[str, str]:
+    """Fingerprints of the base within an adapted model, by component."""
+    return {
+        # The encoder keeps its own, so that it is not computed again to verify it.
+        name: (
+            model.encoder.backbone_fingerprint
+            if name == "encoder"
+            else fingerprint(part)
+        )
+        for name, part in components(model).items()
+    }
+
+
+def load_base(
+    model: torch.nn.Module,
+    base: BaseModel,
+    expected: dict[str, str] | None = None,
+    new_tokens: int = 0,
+) -> dict[str, str]:
+    """Load a base whole into an adapted model, and verify it.
+
+    Args:
+        model: Model whose encoder has an adapter.
+        base: The base.
+        expected: Fingerprints that it must have, by component; None for a new run.
+        new_tokens: How many tokens the model will be given that the base may have
+            been given already, see :mod:`espnet_hra.espnet.ctc`.
+
+    Returns:
+        Its fingerprints.
+
+    Raises:
+        BaseModelError: Keys are missing or surplus, shapes differ, or the fingerprint
+            is another.
+    """
+    state = {
+        k: v
+        for k, v in base.state_dict().items()
+        if not k.startswith("encoder.adapter.")
+    }
+    state = without_new(state, getattr(model, "vocab_size", 0), new_tokens)
+    needed = {
+        f"{name}.{key}" if key else name: tensor
+        for name, part in components(model).items()
+        for key, tensor in part
+    }
+    problems = []
+    missing, surplus = sorted(needed.keys() - state), sorted(state.keys() - needed)
+    if missing:
+        problems.append(f"{len(missing)} keys are missing ({_some(missing)})")
+    if surplus:
+        problems.append(f"{len(surplus)} keys are surplus ({_some(surplus)})")
+    other = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(t.shape)}"
+        for k, t in needed.items()
+        if k in state and state[k].shape != t.shape
+    ]
+    if other:
+        problems.append(f"{len(other)} shapes differ ({_some(other)})")
+    if problems:
+        raise BaseModelError(
+            f"{base.model_file} does not fit this configuration: "
+            f"{'; '.join(problems)}. Take the base's own configuration: leave the "
+            "model's keys out and give --pretrained_model the folder or pack"
+        )
+    model.load_state_dict(state, strict=False)  # strictness was checked above
+    found = fingerprints(model)
+    wrong = [k for k in (expected or {}) if found.get(k) != expected[k]]
+    if wrong:
+        raise BaseModelError(
+            f"{base.source}: this is not the base that the adapter was trained on; "
+            + "; ".join(
+                f"{k}: expected {expected[k]}, found {found.get(k)}" for k in wrong
+            )
+        )
+    logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
+    return found
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")

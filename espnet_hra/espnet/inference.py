@@ -1,0 +1,444 @@
+"""Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC.
+
+A model may have any number of tasks in files beside it (see :mod:`espnet_hra.tasks.store`).
+They are known at once and fetched when they are used (see :mod:`espnet_hra.tasks.cache`).
+"""
+
+import argparse
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from espnet2.bin import asr_inference
+from espnet2.legacy.nets.beam_search import Hypothesis
+from espnet2.torch_utils.device_funcs import is_out_of_memory_error
+
+from espnet_hra.encoder import selection
+from espnet_hra.encoder.adapted import AdaptedEncoder
+from espnet_hra.errors import TaskError
+from espnet_hra.espnet.building import ModelLoader
+from espnet_hra.espnet.model import decode_names
+from espnet_hra.espnet.models import Found, find_model, find_tasks
+from espnet_hra.espnet.task import HRATask
+from espnet_hra.names import listing
+from espnet_hra.tasks import file as taskfile
+from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
+
+Wave = torch.Tensor | np.ndarray
+#: One n-best list: (text, tokens, token ids, hypothesis), as ESPnet returns it.
+NBest = list[tuple[str | None, list[str], list[int], Any]]
+
+_building = threading.Lock()
+#: Two threads may choose the same file or pack, which is loaded once.
+_loading = threading.RLock()
+
+
+@contextlib.contextmanager
+def task_class(task: type) -> Iterator[None]:
+    """Let ESPnet's inference, which names ASRTask, build models with another class."""
+    with _building, mock.patch.object(asr_inference, "ASRTask", task):
+        yield
+
+
+class Speech2Text(asr_inference.Speech2Text):
+    """ESPnet's ``Speech2Text`` for adapted models.
+
+    Args:
+        asr_train_config: Saved configuration of the adaptation.
+        asr_model_file: Its checkpoint.
+        task: The task to begin with, or one per utterance; see :meth:`set_task`.
+        ctc_greedy: Take the best CTC symbol of each frame instead of a beam search:
+            fast, batched, without a decoder or language model.
+        pretrained_model: Where the frozen base is, if not where the configuration says.
+        store: Task files to choose from; by default those in the folder ``tasks``
+            beside the checkpoint. They go before tasks of the checkpoint.
+        max_loaded_tasks: Most heads of the store that are kept in memory, those that
+            were used last; by default as many as take 256 MiB. See
+            :meth:`~espnet_hra.encoder.adapted.AdaptedEncoder.attach_store`.
+        **kwargs: As for ESPnet's ``Speech2Text``.
+
+    Examples:
+        >>> speech2text = Speech2Text.from_pretrained("exp/asr_hra", task="fr_june")
+        >>> text, *_ = speech2text(waveform)[0]
+        >>> speech2text([wave, another], task=["fr_june", "it_carlo"])
+
+    Raises:
+        BaseModelError: The checkpoint or its base is incomplete or another.
+        TaskError: The task is unknown.
+    """
+
+    #: Builds the model.
+    loader: type = ModelLoader
+
+    def __init__(
+        self,
+        asr_train_config: Path | str | None = None,
+        asr_model_file: Path | str | None = None,
+        *args: Any,
+        task: None | str | Sequence[str] = None,
+        ctc_greedy: bool = False,
+        pretrained_model: str | None = None,
+        store: TaskStore | None = None,
+        max_loaded_tasks: int | None = None,
+        **kwargs: Any,
+    ):
+        built_by = type(
+            "ModelLoader", (self.loader,), {"base_override": pretrained_model}
+        )
+        if ctc_greedy:
+            # The beam is not used; the smallest keeps ESPnet's constructor content.
+            kwargs = {**kwargs, "beam_size": 1}
+        with task_class(built_by):
+            super().__init__(asr_train_config, asr_model_file, *args, **kwargs)
+        self.ctc_greedy = ctc_greedy
+        if store is None and asr_model_file is not None:
+            store = TaskStore(Path(asr_model_file).parent / FOLDER)
+        self.store = store
+        self._sources: dict[str, str] = {}
+        if self._heads is not None and store is not None:
+            encoder = self.asr_model.encoder
+            encoder.attach_store(
+                store, max_loaded=max_loaded_tasks, behind=encoder.tasks
+            )
+        if task is not None:
+            self.set_task(task)
+
+    @classmethod
+    def from_pretrained(
+        cls, model_tag: str | None = None, **kwargs: Any
+    ) -> "Speech2Text":
+        """Build from an experiment folder, a pack, or a tag of the model zoo or hub.
+
+        Args:
+            model_tag: Folder, zip, tag of the model zoo, or repository of the hub; of
+                an adaptation, a base pack, or a task pack (which opens the base that it
+                names). None if the files are in `kwargs`.
+            **kwargs: As for the constructor, `task` above all.
+
+        Raises:
+            BaseModelError: There is no such model, or it is incomplete.
+            TaskError: The task is unknown.
+        """
+        found: Found | None = None
+        if model_tag is not None:
+            found = find_model(str(model_tag))
+            kwargs = {
+                "asr_train_config": found.config_file,
+                "asr_model_file": found.model_file,
+                "store": found.store,
+                **{k: v for k, v in kwargs.items() if v is not None},
+            }
+        task = kwargs.pop("task", None)
+        speech2text = cls(**kwargs)
+        extra = found.extra if found is not None else ()
+        loaded = [speech2text.load_task(path, replace=True) for path in extra]
+        if task is not None:
+            speech2text.set_task(task)
+        elif len(loaded) == 1:
+            speech2text.set_task(loaded[0])  # the one that was asked for
+        return speech2text
+
+    # --------------------------------------------------------------------- tasks
+
+    @property
+    def _heads(self) -> Any:
+        """The bank of tasks; None if the model has no adapter."""
+        encoder = self.asr_model.encoder
+        return encoder.adapter.heads if isinstance(encoder, AdaptedEncoder) else None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, loaded or not; empty if the model has no adapter."""
+        return () if self._heads is None else self.asr_model.encoder.tasks
+
+    def set_task(self, task: None | str | Sequence[str]) -> None:
+        """Choose the task of the following utterances, for all threads.
+
+        Args:
+            task: A name, a list with one name per utterance of a batch, or None for the
+                plain backbone. Instead of a name also the path of a task file, or of a
+                task pack (folder, zip, repository of the hub) with one task. What is
+                not in memory yet is fetched and verified.
+
+        Raises:
+            TaskError: The task is unknown, or made for another model.
+        """
+        if self._heads is None:
+            raise TaskError(f"task {task!r}: this model has no adapter and no tasks")
+        self.asr_model.encoder.set_task(self._loaded(task))
+
+    def load_task(
+        self, source: str | Path, *, replace: bool = False, name: str = ""
+    ) -> str:
+        """Load a task from a file or task pack, without choosing it.
+
+        Args:
+            source: Path of a task file, or a task pack (folder, zip, repository of the
+                hub) with one task.
+            replace: Whether it may take the place of a task of the same name.
+            name: Refuse a task of another name.
+
+        Returns:
+            Its name.
+
+        Raises:
+            TaskError: There is none, or not one, or it was made for another model.
+        """
+        if self._heads is None:
+            raise TaskError(f"{source}: this model has no adapter and no tasks")
+        files = find_tasks(str(source))
+        if len(files) != 1:
+            raise TaskError(
+                f"{source}: expected one task, found {len(files)} "
+                f"({listing(path.stem for path in files)}); load them one by one"
+            )
+        if name:
+            check_name(files[0], name, taskfile.describe(files[0]).get("task"))
+        return self.asr_model.encoder.load_task(files[0], replace=replace)
+
+    def _loaded(self, task: Any) -> Any:
+        """A choice with everything loaded that it names."""
+        if isinstance(task, (list, tuple)):
+            return [self._loaded_name(name) for name in task]
+        return self._loaded_name(task)
+
+    def _loaded_name(self, task: Any) -> Any:
+        if not isinstance(task, (str, Path)) or task in self._heads:
+            return task
+        with _loading:
+            return self._load_once(str(task))
+
+    def _load_once(self, task: str) -> str:
+        if self._sources.get(task) in self._heads:
+            return self._sources[task]
+        path = Path(task).expanduser()
+        if self.store is not None and path.exists():
+            if self.store.version(path.stem) is not None:
+                if path.samefile(self.store.path(path.stem)):
+                    return path.stem  # a file of the store, which knows it already
+        elif "/" not in task and not path.exists():
+            raise TaskError(
+                f"unknown task {task!r}; known tasks: {listing(self._heads)}"
+            )
+        self._sources[task] = self.load_task(task)
+        return self._sources[task]
+
+    # ------------------------------------------------------------------ decoding
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        speech: Wave | Sequence[Wave],
+        utt2task: Wave | None = None,
+        *,
+        task: None | str | Sequence[str] = None,
+    ) -> Any:
+        """Decode one utterance, or a list of them as one batch.
+
+        Args:
+            speech: Samples, shape (samples,), or a list of such.
+            utt2task: The utterance's task as the data loader gives it.
+            task: The task of this call, or one per utterance; otherwise (None) the one
+                that was set.
+
+        Returns:
+            An n-best list of (text, tokens, token ids, hypothesis), or a list of them.
+
+        Raises:
+            TaskError: A task is unknown, or none was chosen among several.
+        """
+        if task is not None:
+            if self._heads is None:
+                raise TaskError(f"task {task!r}: this model has no adapter")
+            with self.asr_model.encoder.use_task(self._loaded(task)):
+                return self(speech, utt2task)
+        if isinstance(speech, (list, tuple)):
+            return self.batch_decode(speech)
+        if utt2task is not None:
+            utt2task = torch.as_tensor(utt2task)[None]
+        with self._request(utt2task, None):
+            if self.ctc_greedy:
+                return self.batch_decode([speech])[0]
+            return super().__call__(speech)
+
+    @torch.no_grad()
+    def batch_decode(
+        self,
+        speech: Wave | Sequence[Wave],
+        speech_lengths: Wave | Sequence[int] | None = None,
+        utt2task: torch.Tensor | None = None,
+        utt2task_lengths: torch.Tensor | None = None,
+    ) -> list[NBest]:
+        """Decode a batch; every utterance keeps its task.
+
+        ESPnet's own sorts by length and halves a batch that runs out of memory, and
+        knows nothing of tasks. Here the encoder runs first, in the given order and with
+        each utterance's task; the search works on what it returns.
+
+        Args:
+            speech: List of utterances, or padded, (utterances, samples).
+            speech_lengths: Number of samples of each, for padded speech.
+            utt2task: Task names as the data loader gives them, padded.
+            utt2task_lengths: Their lengths.
+
+        Returns:
+            One n-best list per utterance, in the given order.
+        """
+        if isinstance(speech, (list, tuple)):
+            waves = [torch.as_tensor(wave).reshape(-1) for wave in speech]
+        elif speech_lengths is None:
+            raise ValueError("speech_lengths is required for a padded speech array")
+        else:
+            lengths = torch.as_tensor(speech_lengths).tolist()
+            waves = [torch.as_tensor(w)[:n] for w, n in zip(speech, lengths)]
+        with self._request(utt2task, utt2task_lengths) as choice:
+            if self.ctc_greedy:
+                return self._split_if_too_large(self._greedy, waves, choice)
+            if choice is None or isinstance(choice, str):
+                return super().batch_decode(waves)  # one task: nothing to mix up
+            return self._split_if_too_large(self._search, waves, choice)
+
+    @contextlib.contextmanager
+    def _request(
+        self, names: torch.Tensor | None, lengths: torch.Tensor | None
+    ) -> Iterator[selection.Choice]:
+        """A block in which neither the choice nor a chosen task changes.
+
+        Encoder, CTC and search use the tasks one after the other, and other threads may
+        choose, replace or remove tasks in the meantime.
+
+        Args:
+            names: The batch's task names as the data loader gives them; None for the
+                choice in force.
+            lengths: Their lengths.
+
+        Raises:
+            TaskError: A task is unknown, or none was chosen among several.
+        """
+        if self._heads is None:
+            yield None
+            return
+        encoder = self.asr_model.encoder
+        if names is None:
+            choice = encoder.chosen_task
+        else:
+            if lengths is None:
+                lengths = torch.full([names.size(0)], names.size(1))
+            given = self._loaded(decode_names(names, lengths))
+            choice = selection.as_choice(given, self._heads)
+        used = selection.distinct(choice)
+        with self._heads.hold(used), selection.block(encoder, choice):
+            yield choice
+
+    def _split_if_too_large(
+        self,
+        decode: Any,
+        waves: list[torch.Tensor],
+        choice: selection.Choice,
+    ) -> list[NBest]:
+        """Decode a batch, in halves if memory runs out; tasks go with utterances."""
+        listed = isinstance(choice, tuple)
+        if listed and len(choice) != len(waves):
+            raise TaskError(
+                f"{len(choice)} tasks were chosen for a batch of {len(waves)} "
+                "utterances: give one name for all, or one per utterance"
+            )
+        try:
+            if not listed:
+                return decode(waves)
+            with self.asr_model.encoder.use_task(choice):
+                return decode(waves)
+        except Exception as e:
+            if not is_out_of_memory_error(e) or len(waves) == 1:
+                raise
+        half = (len(waves) + 1) // 2
+        return [
+            result
+            for part in (slice(None, half), slice(half, None))
+            for result in self._split_if_too_large(
+                decode, waves[part], choice[part] if listed else choice
+            )
+        ]
+
+    def _encode(self, waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder output (b, frames, d) and its lengths (b)."""
+        dtype = getattr(torch, self.dtype)
+        speech = torch.nn.utils.rnn.pad_sequence(
+            [wave.to(dtype) for wave in waves], batch_first=True
+        )
+        lengths = torch.tensor([wave.numel() for wave in waves])
+        encoded, frames = self.asr_model.encode(
+            speech.to(self.device), lengths.to(self.device)
+        )
+        return (encoded[0] if isinstance(encoded, tuple) else encoded), frames
+
+    def _search(self, waves: list[torch.Tensor]) -> list[NBest]:
+        """ESPnet's beam search over a batch."""
+        encoded, frames = self._encode(waves)
+        if not self._can_batch_decode():
+            results = []
+            names = self.asr_model.encoder.tasks_of_batch(len(waves))
+            for x, n, name in zip(encoded, frames, names):
+                # The CTC projection may be the task's own.
+                with self.asr_model.encoder.use_task(name):
+                    results.append(self._decode_single_sample(x[:n]))
+            return results
+        found = self.beam_search(
+            x=encoded,
+            x_lengths=frames,
+            maxlenratio=self.maxlenratio,
+            minlenratio=self.minlenratio,
+        )
+        return [self._hyps_to_results(hypotheses) for hypotheses in found]
+
+    def _greedy(self, waves: list[torch.Tensor]) -> list[NBest]:
+        """The best CTC symbol of each frame, repeats and blanks removed."""
+        encoded, frames = self._encode(waves)
+        scores, symbols = self.asr_model.ctc.log_softmax(encoded).max(dim=-1)  # [b, t]
+        results: list[NBest] = []
+        for score, symbol, n in zip(scores, symbols, frames.tolist()):
+            ids = torch.unique_consecutive(symbol[:n])
+            ids = ids[ids != self.asr_model.blank_id]
+            tokens = self.converter.ids2tokens(ids.tolist())
+            text = (
+                None if self.tokenizer is None else self.tokenizer.tokens2text(tokens)
+            )
+            edge = ids.new_tensor([self.asr_model.sos])
+            hypothesis = Hypothesis(
+                yseq=torch.cat([edge, ids, edge]), score=float(score[:n].sum())
+            )
+            results.append([(text, tokens, ids.tolist(), hypothesis)])
+        return results
+
+
+def inference(args: argparse.Namespace, extra: dict[str, Any]) -> None:
+    """Run ESPnet's decoding loop with this module's ``Speech2Text``.
+
+    Args:
+        args: Options of ``espnet2.bin.asr_inference``.
+        extra: Further arguments of :class:`Speech2Text`.
+    """
+
+    class Configured(Speech2Text):
+        @classmethod
+        def from_pretrained(cls, model_tag: str | None = None, **kwargs: Any):
+            built = super().from_pretrained(model_tag, **{**kwargs, **extra})
+            if without_task:
+                built.set_task(None)
+            return built
+
+    options = {k: v for k, v in vars(args).items() if k != "config"}
+    extra = dict(extra)
+    without_task = extra.pop("without_task", False)
+    if without_task and extra.get("task") is not None:
+        raise TaskError(
+            f"--task {extra['task']} and --without_task true exclude each other"
+        )
+    with mock.patch.object(asr_inference, "Speech2Text", Configured):
+        with mock.patch.object(asr_inference, "ASRTask", HRATask):
+            asr_inference.inference(**options)

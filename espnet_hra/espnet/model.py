@@ -1,0 +1,178 @@
+"""ESPnet's model, made aware of tasks: the batch says which task each utterance has."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+from espnet_hra.encoder import stepping
+from espnet_hra.encoder.adapted import AdaptedEncoder, freeze_statistics
+
+#: Name of the data stream: a Kaldi-style file `utt2task`, type `text`.
+DATA_NAME = "utt2task"
+
+ADAPTER_PREFIX = "encoder.adapter."
+
+
+def encode_name(name: str) -> np.ndarray:
+    """A task name as an array that a data loader can batch, shape (characters,).
+
+    Names travel, not numbers: a number would mean another task in a process whose
+    encoder has them in another order.
+    """
+    return np.frombuffer(name.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+
+
+def decode_names(batch: torch.Tensor, lengths: torch.Tensor) -> list[str]:
+    """The names of a batch.
+
+    Args:
+        batch: (b, characters), padded.
+        lengths: (b).
+    """
+    rows = batch.cpu().numpy().astype(np.uint8)
+    return [
+        row[:length].tobytes().decode("utf-8")
+        for row, length in zip(rows, lengths.tolist())
+    ]
+
+
+class TaskNames:
+    """Preprocessor that turns the text of :data:`DATA_NAME` into an array.
+
+    Args:
+        preprocess: What ESPnet does with the other data; may be None.
+    """
+
+    def __init__(self, preprocess: Any | None):
+        self.preprocess = preprocess
+
+    def __call__(self, uid: str, data: dict[str, Any]) -> dict[str, np.ndarray]:
+        data = dict(data)
+        name = data.pop(DATA_NAME, None)
+        if self.preprocess is not None:
+            data = self.preprocess(uid, data)
+        if name is not None:
+            data[DATA_NAME] = encode_name(name)
+        return data
+
+
+class TaskAware:
+    """Mixin for ESPnet's models: tasks come with the batch, the base stays frozen."""
+
+    #: Type of the autocast around frontend-to-encoder while training; None for none.
+    autocast_dtype: torch.dtype | None = None
+
+    def forward(
+        self,
+        *args: Any,
+        utt2task: torch.Tensor | None = None,
+        utt2task_lengths: torch.Tensor | None = None,
+        **batch: Any,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """As the model's own ``forward``.
+
+        Args:
+            utt2task: Task names of the batch, see :func:`encode_name`. Without them
+                the encoder's own choice holds.
+            utt2task_lengths: Their lengths.
+
+        Raises:
+            TaskError: A task is unknown, or none was chosen among several.
+        """
+        with self.tasks_of(utt2task, utt2task_lengths):
+            return super().forward(*args, **batch)
+
+    def tasks_of(
+        self, names: torch.Tensor | None, lengths: torch.Tensor | None
+    ) -> AbstractContextManager[None]:
+        """A block in which the encoder uses the tasks of a batch."""
+        if names is None or not isinstance(self.encoder, AdaptedEncoder):
+            return contextlib.nullcontext()
+        return self.encoder.use_task(decode_names(names, lengths))
+
+    def collect_feats(self, *args: Any, **batch: Any) -> dict[str, torch.Tensor]:
+        """As the model's own; statistics do not depend on the task."""
+        batch.pop(DATA_NAME, None)
+        batch.pop(f"{DATA_NAME}_lengths", None)
+        return super().collect_feats(*args, **batch)
+
+    def encode(self, speech: torch.Tensor, speech_lengths: torch.Tensor) -> Any:
+        """As the model's own, under autocast if the training asks for it.
+
+        Features and everything after the encoder (the CTC loss above all) stay in full
+        precision.
+        """
+        if self.autocast_dtype is None:
+            return super().encode(speech, speech_lengths)
+        with torch.autocast(speech.device.type, self.autocast_dtype):
+            encoded, lengths = super().encode(speech, speech_lengths)
+        if isinstance(encoded, tuple):  # with intermediate outputs
+            outs = [(layer, out.float()) for layer, out in encoded[1]]
+            return (encoded[0].float(), outs), lengths
+        return encoded.float(), lengths
+
+    def _calc_ctc_loss(
+        self,
+        encoder_out: torch.Tensor,
+        encoder_out_lens: torch.Tensor,
+        ys_pad: torch.Tensor,
+        ys_pad_lens: torch.Tensor,
+    ) -> tuple[torch.Tensor, float | None]:
+        """As the model's own, but the error rate leaves the padding out.
+
+        ESPnet's counts what CTC emits in padded frames as insertions, and checkpoints
+        of a pure CTC model are chosen by it.
+        """
+        loss, cer = super()._calc_ctc_loss(
+            encoder_out, encoder_out_lens, ys_pad, ys_pad_lens
+        )
+        if cer is not None:
+            best = self.ctc.argmax(encoder_out)  # [b, t]
+            frame = torch.arange(best.size(1), device=best.device)
+            padded = frame >= encoder_out_lens[:, None].to(best.device)
+            best = best.masked_fill(padded, self.blank_id)
+            cer = self.error_calculator(best.cpu(), ys_pad.cpu(), is_ctc=True)
+        return loss, cer
+
+    def _extract_feats(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(speech.device.type, enabled=False):
+            return super()._extract_feats(speech, speech_lengths)
+
+    def train(self, mode: bool = True) -> "TaskAware":
+        """As ``Module.train``, but the frozen BatchNorm statistics do not move."""
+        super().train(mode)
+        if isinstance(self.encoder, AdaptedEncoder):
+            freeze_statistics(self, mode)
+        return self
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        """As ``Module.parameters``, quick with many tasks as well."""
+        return stepping.parameters(self) if recurse else super().parameters(False)
+
+
+@functools.cache
+def _aware_class(model_class: type) -> type:
+    return type(f"TaskAware{model_class.__name__}", (TaskAware, model_class), {})
+
+
+def make_task_aware(model: torch.nn.Module) -> None:
+    """Turn a built ESPnet model into a task-aware one.
+
+    The class is changed in place because ESPnet's ``build_model`` chooses it from a
+    registry (espnet, maskctc, ...) and any of them will do.
+    """
+    model.__class__ = _aware_class(type(model))
+
+
+def freeze_base(model: torch.nn.Module) -> None:
+    """Freeze everything that is not the adapter's: frontend, CTC, decoder, ..."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(ADAPTER_PREFIX):
+            parameter.requires_grad_(False)

@@ -1,0 +1,189 @@
+"""ESPnet's Trainer with checkpoints that hold the adapter only and never tear.
+
+ESPnet writes, averages and removes checkpoints inline in ``Trainer.run``. Nothing of
+it is copied here; ``run`` is called within three changes that last as long as it:
+
+* the model's ``state_dict`` holds the adapter only, and loading forgives the rest;
+* ``torch.save`` writes to a temporary file first, so that a kill leaves the old file;
+* averages leave tensors alone that are the same in all checkpoints.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+from espnet2.train import trainer as espnet_trainer
+from espnet2.train.reporter import Reporter
+
+from espnet_hra.encoder.adapted import AdaptedEncoder
+from espnet_hra.encoder.stepping import used_only
+from espnet_hra.espnet.model import ADAPTER_PREFIX
+
+_save = torch.save
+_average = espnet_trainer.average_nbest_models
+
+
+class AdapterTrainer(espnet_trainer.Trainer):
+    """Trainer for adapted models; other models train as with ESPnet's own."""
+
+    @classmethod
+    def run(cls, model: torch.nn.Module, **kwargs: Any) -> None:
+        """See ESPnet's ``Trainer.run``."""
+        options = kwargs["trainer_options"]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(torch, "save", atomic_save))
+            if isinstance(model.encoder, AdaptedEncoder):
+                stack.enter_context(adapter_only_state(model))
+                stack.enter_context(
+                    mock.patch.object(
+                        espnet_trainer, "average_nbest_models", average_nbest_adapters
+                    )
+                )
+            if options.resume:
+                repair(Path(options.output_dir), options.best_model_criterion)
+            super().run(model=model, **kwargs)
+
+    @classmethod
+    def train_one_epoch(cls, **kwargs: Any) -> bool:
+        """As ESPnet's, without looking at tasks that a step did not use."""
+        with used_only(kwargs["optimizers"]):
+            return super().train_one_epoch(**kwargs)
+
+    @classmethod
+    def plot_attention(cls, model: torch.nn.Module, **kwargs: Any) -> None:
+        """As ESPnet's, in full precision: NumPy and its plots know no bfloat16."""
+        with mock.patch.object(model, "autocast_dtype", None):
+            super().plot_attention(model=model, **kwargs)
+
+
+def atomic_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+    """``torch.save`` that replaces a file in one step, or leaves it as it was."""
+    if not isinstance(f, (str, os.PathLike)):
+        return _save(obj, f, *args, **kwargs)
+    path = Path(f)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _save(obj, file, *args, **kwargs)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def adapter_only_state(model: torch.nn.Module) -> Iterator[None]:
+    """Within this block ``model.state_dict()`` holds the adapter only.
+
+    ``load_state_dict`` stays strict about the adapter and does not miss the base,
+    which was loaded and verified when the model was built.
+    """
+
+    def trim(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for key in [k for k in state if not k.startswith(ADAPTER_PREFIX)]:
+            del state[key]
+
+    def forgive(module: Any, incompatible: Any) -> None:
+        incompatible.missing_keys[:] = [
+            key for key in incompatible.missing_keys if key.startswith(ADAPTER_PREFIX)
+        ]
+
+    hooks = [
+        model.register_state_dict_post_hook(trim),
+        model.register_load_state_dict_post_hook(forgive),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def average_nbest_adapters(
+    output_dir: Path,
+    reporter: Reporter,
+    best_model_criterion: Sequence[Sequence[str]],
+    nbest: Collection[int] | int,
+    suffix: Any = None,
+    **kwargs: Any,
+) -> None:
+    """ESPnet's averaging, except that what no epoch has changed stays bit-identical.
+
+    The sum of n equal numbers divided by n is not always that number; a controller
+    that was frozen, or the head of another task, would move.
+    """
+    _average(
+        output_dir=output_dir,
+        reporter=reporter,
+        best_model_criterion=best_model_criterion,
+        nbest=nbest,
+        suffix=suffix,
+        **kwargs,
+    )
+    for phase, key, mode in best_model_criterion:
+        if not reporter.has(phase, key):
+            continue
+        epochs = reporter.sort_epochs(phase, key, mode)
+        for n in [nbest] if isinstance(nbest, int) else nbest:
+            stem = f"{phase}.{key}.ave_{n}best."
+            path = output_dir / f"{stem}{suffix + '.' if suffix else ''}pth"
+            if n > 1 and path.is_file():
+                members = [
+                    safe_torch_load(output_dir / f"{e}epoch.pth", map_location="cpu")
+                    for e in epochs[:n]
+                ]
+                atomic_save(_keep_identical(path, members), path)
+
+
+def _keep_identical(
+    path: Path, members: Sequence[dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    average = safe_torch_load(path, map_location="cpu")
+    first, *others = members
+    for key in average:
+        if all(torch.equal(first[key], other[key]) for other in others):
+            average[key] = first[key]
+    return average
+
+
+def repair(output_dir: Path, criteria: Sequence[Sequence[str]]) -> None:
+    """Bring back what a kill right after writing ``checkpoint.pth`` has prevented.
+
+    ESPnet writes the checkpoint first, then the epoch's model and the links to the
+    best; it does not look back when it resumes.
+
+    Args:
+        output_dir: The experiment.
+        criteria: ESPnet's ``best_model_criterion``.
+    """
+    checkpoint = output_dir / "checkpoint.pth"
+    if not checkpoint.exists():
+        return
+    states = safe_torch_load(checkpoint, map_location="cpu")
+    reporter = Reporter()
+    reporter.load_state_dict(states["reporter"])
+    epoch = reporter.get_epoch()
+    model = output_dir / f"{epoch}epoch.pth"
+    if not model.exists():
+        logging.info(f"{model.name} was not written before the stop; writing it now")
+        atomic_save(states["model"], model)
+    links = {"latest.pth": epoch}
+    for phase, key, mode in criteria:
+        if reporter.has(phase, key):
+            links[f"{phase}.{key}.best.pth"] = reporter.get_best_epoch(phase, key, mode)
+    for name, best in links.items():
+        link, target = output_dir / name, f"{best}epoch.pth"
+        if not (link.is_symlink() and os.readlink(link) == target):
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)

@@ -1,0 +1,101 @@
+"""Residual (bottleneck) adapters: one small network per task *and layer*.
+
+``y_l = x_l + U_l relu(D_l LN_l(x_l) + d_l) + u_l`` after every layer l, with D: (r, d),
+U: (d, r). Nothing is shared between layers or tasks, so that a task costs
+``L (2dr + r + d + 2d)`` parameters, the last 2d for its norm. U and u start at zero:
+step 0 is the backbone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from espnet_hra.methods.base import (
+    Adapter,
+    AfterLayer,
+    Backbone,
+    OnePass,
+    affine,
+    check_size,
+    init_matrix,
+)
+from espnet_hra.tasks.bank import TaskBank, Tensors, zeros
+
+
+class ResidualAdapter(Adapter):
+    """A bottleneck after every layer, one for each task.
+
+    Args:
+        backbone: The encoder.
+        rank: Width r of the bottleneck.
+
+    Raises:
+        ConfigError: A value is not possible.
+    """
+
+    def __init__(self, backbone: Backbone, rank: int = 8):
+        super().__init__()
+        check_size("rank", rank)
+        d, layers = backbone.output_size(), len(backbone.encoders)
+        self.own_config = {
+            "adapter": "residual",
+            "width": d,
+            "layers": layers,
+            "rank": rank,
+        }
+        self._size = (d, layers, rank)
+        self.heads = TaskBank(
+            {
+                "norm.weight": (layers, d),
+                "norm.bias": (layers, d),
+                "D": (layers, rank, d),
+                "d": (layers, rank),
+                "U": (layers, d, rank),
+                "u": (layers, d),
+            },
+            _init,
+        )
+
+    def begin(self, names: Sequence[str]) -> AfterLayer:
+        return _Bottlenecks(self.heads.gather(names, section=self.heads.sections[0]))
+
+    def count(self) -> tuple[int, int]:
+        d, layers, r = self._size
+        return 0, layers * (2 * d * r + r + d + 2 * d)
+
+    def own_macs(self) -> int:
+        d, layers, r = self._size
+        return layers * 2 * d * r
+
+
+def _init(p: Tensors) -> None:
+    zeros(p)
+    p["norm.weight"].fill_(1.0)
+    init_matrix(p["D"])
+
+
+class _Bottlenecks(OnePass):
+    """The tensors of one pass, by layer: (...), or (b, ...) for a mixed batch."""
+
+    def __init__(self, tensors: Tensors):
+        super().__init__()
+        self.mixed = tensors["u"].dim() == 3
+        axis = 1 if self.mixed else 0
+        # All at once: the gradient of one unbind is one stack, that of L selections
+        # is L tensors of the full size.
+        self.tensors = {name: t.unbind(axis) for name, t in tensors.items()}
+
+    def __call__(
+        self, index: int, x: torch.Tensor, given: torch.Tensor
+    ) -> torch.Tensor:
+        x = super().__call__(index, x, given)
+        p = {name: layers[index] for name, layers in self.tensors.items()}
+        inner = affine(self._norm(x, p), p["D"], p["d"]).relu_()
+        return affine(inner, p["U"], p["u"]).to(x.dtype).add_(x)  # in place: y = x + ..
+
+    def _norm(self, x: torch.Tensor, p: Tensors) -> torch.Tensor:
+        if not self.mixed:
+            return F.layer_norm(x, x.shape[-1:], p["norm.weight"], p["norm.bias"])
+        weight, bias = p["norm.weight"].unsqueeze(1), p["norm.bias"].unsqueeze(1)
+        return F.layer_norm(x, x.shape[-1:]) * weight + bias  # [b, t, d]

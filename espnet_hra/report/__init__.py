@@ -1,0 +1,1 @@
+"""Error rates, and the tables and pictures that show them."""
