@@ -1,10 +1,13 @@
-"""Names of tasks: what they may look like, and how messages list them."""
+"""Names of tasks and of adapted encoders, and how messages list them."""
 
 import itertools
 import re
 from collections.abc import Iterable
 
 from espnet_hra.errors import TaskError
+
+#: What stands before the name of an encoder that is wrapped.
+PREFIX = "hra_"
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -23,6 +26,11 @@ _COUNTED = 10_000
 def plain_encoder(name: str) -> str:
     """The name of an encoder without the hint of packs."""
     return name.removesuffix(ENCODER_HINT)
+
+
+def adapted_encoder(name: str) -> str:
+    """The adapted counterpart of an encoder's name."""
+    return PREFIX + name.removeprefix(PREFIX)
 
 
 def check_task_name(name: object) -> str:
@@ -58,3 +66,13 @@ def listing(names: Iterable[str], limit: int = 20) -> str:
     if len(names) > _COUNTED:
         return f"{shown}, ... (more than {_COUNTED:,} in all)"
     return f"{shown}, ... ({len(names):,} in all)"
+
+
+def to_key(name: str) -> str:
+    """How a task's parameter is called: torch forbids dots, task names slashes."""
+    return name.replace(".", "/")
+
+
+def from_key(key: str) -> str:
+    """The task whose parameter is called so."""
+    return key.replace("/", ".")

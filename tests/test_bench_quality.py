@@ -10,6 +10,7 @@ import yaml
 from espnet_hra import cli
 from espnet_hra.bench import quality
 from espnet_hra.bench.quality import BenchError, Comparison, DevRow
+from espnet_hra.encoder.layers import find_layers
 from espnet_hra.espnet.base import open_base
 from espnet_hra.methods import build_adapter
 from espnet_hra.report import scoring
@@ -69,7 +70,11 @@ def test_a_file_of_the_comparison_keeps_its_promises(path, backbone):
     conf = config["encoder_conf"]
     if conf["adapter"] == "lora":
         pytest.importorskip("peft")
-    adapter = build_adapter(conf["adapter"], backbone, conf.get("adapter_conf"))
+    adapter = build_adapter(
+        conf["adapter"],
+        find_layers(backbone, "x").backbone(backbone),
+        conf.get("adapter_conf"),
+    )
     said = re.findall(r"\(?([0-9,]+) parameters|\(([0-9,]+)\)", text.split("\n\n")[0])
     for one, other in said:
         number = int((one or other).replace(",", ""))
@@ -93,7 +98,11 @@ def test_rivals_have_no_fewer_parameters_than_hra_beside_them(backbone):
 
     def size(name):
         conf = config_of(name)["encoder_conf"]
-        adapter = build_adapter(conf["adapter"], backbone, conf.get("adapter_conf"))
+        adapter = build_adapter(
+            conf["adapter"],
+            find_layers(backbone, "x").backbone(backbone),
+            conf.get("adapter_conf"),
+        )
         return adapter.formula()["per_task"]
 
     for ours, rivals in {

@@ -149,7 +149,7 @@ def test_only_the_tasks_of_the_batch_learn(adapter):
     learned = {name for name in gradients(model) if ".heads." in name}
     assert learned == {"encoder.adapter.heads.a", "encoder.adapter.heads.c"}
     heads = model.encoder.adapter.heads
-    gradient = heads.split(heads.vector("a").grad)
+    gradient = heads.layout.split(heads.vector("a").grad)
     assert all(gradient[f"ctc.{part}"].abs().sum() > 0 for part in ("weight", "bias"))
     optimizer.step()
     after = model.state_dict()
@@ -199,7 +199,7 @@ def test_an_intermediate_ctc_is_the_tasks_as_well(adapter, kind):
     vector = encoder.adapter.heads.vector("a")
     with encoder.use_task("a"):
         loss_of(encoder(xs, lens, ctc=model.ctc)[0][0]).backward()
-    assert encoder.adapter.heads.split(vector.grad)["ctc.weight"].abs().sum() > 0
+    assert encoder.adapter.heads.layout.split(vector.grad)["ctc.weight"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("adapter", ["hra", "lora"])
@@ -244,7 +244,7 @@ def test_the_size_of_the_vocabulary_must_be_known():
 def test_an_encoder_without_its_ctc_does_not_run_a_task():
     model = model_of("hra")
     alone = model_of("hra").encoder
-    alone.adapter.projects = False
+    alone.adapter.ctc.attached = False
     xs, lens = batch()
     with alone.use_task(None):
         alone(xs, lens)

@@ -587,7 +587,7 @@ def test_a_checkpoint_that_would_grow_is_refused(tmp_path):
         target.writestr("archive/data/0", bytes(2**22))
     with pytest.raises(BaseModelError, match="claims to hold"):
         archive.check_checkpoint(path)
-    from espnet_hra.espnet.models import read_state
+    from espnet_hra.files.checkpoint import read_state
 
     torch.save({"x": torch.zeros(1).expand(10**9)}, tmp_path / "expanded.pth")
     with pytest.raises(BaseModelError, match="expected tensors of the file's size"):

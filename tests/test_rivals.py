@@ -351,7 +351,7 @@ def plain_with(encoder, task, kind):
 def test_a_task_is_a_plain_encoder_with_other_weights(kind, adapter):
     encoder = trained(kind, adapter)
     xs, lens = batch(4)
-    names = set(encoder.adapter.heads.layout)
+    names = set(encoder.adapter.heads.layout.shapes)
     everything = {name for name, _ in stock_of(kind).named_parameters()}
     if adapter == "full":
         assert names == everything
@@ -373,7 +373,7 @@ def test_gradients_are_those_of_the_plain_encoder(adapter):
         loss_of(encoder(xs, lens)[0]).backward()
     loss_of(plain(xs, lens)[0]).backward()
     heads = encoder.adapter.heads
-    found = heads.split(heads.vector("a").grad)
+    found = heads.layout.split(heads.vector("a").grad)
     expected = gradients(plain)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
@@ -416,7 +416,7 @@ def test_every_part_of_a_task_learns(adapter):
     with encoder.use_task("a"):
         loss_of(encoder(*batch())[0]).backward()
     heads = encoder.adapter.heads
-    for name, gradient in heads.split(heads.vector("a").grad).items():
+    for name, gradient in heads.layout.split(heads.vector("a").grad).items():
         # What cannot matter: a bias before a softmax over time.
         if not name.endswith(("linear_k.bias", "channel_proj1.bias")):
             assert gradient.abs().sum() > 0, name

@@ -22,9 +22,9 @@ from small_encoders import (
 
 from espnet_hra import TaskError
 from espnet_hra.errors import ConfigError
+from espnet_hra.files.atomic import write as write_atomic
 from espnet_hra.names import listing
 from espnet_hra.tasks.cache import _YOUNG_NS, HeadCache
-from espnet_hra.tasks.file import write_atomic
 from espnet_hra.tasks.store import TaskStore, Version
 
 STORED = ("t0", "t1", "t2", "t.3")

@@ -180,7 +180,7 @@ def test_resumed_training_equals_an_uninterrupted_one(an4, base, joint, tmp_path
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
-    from espnet_hra.espnet.trainer import atomic_save
+    from espnet_hra.espnet.trainer import save as atomic_save
 
     path = tmp_path / "checkpoint.pth"
     atomic_save({"a": torch.ones(1)}, path)

@@ -11,8 +11,8 @@ from typing import Any
 
 from espnet_hra.adapt import cluster, plan, signals, table, worker
 from espnet_hra.errors import BaseModelError, ConfigError, DataError, TaskError
+from espnet_hra.files import atomic
 from espnet_hra.names import check_task_name
-from espnet_hra.tasks import file as taskfile
 
 #: Of a model's folder: the controller, with what else is in its checkpoint.
 _CONFIG, _CHECKPOINT, _IDENTITY = "config.yaml", "latest.pth", "model.json"
@@ -301,7 +301,7 @@ def _spec(args: argparse.Namespace, rest: Sequence[str], out: Path) -> worker.Sp
 def _checkpoint(init_adapter: str | None) -> tuple[dict[str, Any], list[str]]:
     """The adapter that tasks are added to: its tensors, and its tasks."""
     from espnet_hra.espnet.model import ADAPTER_PREFIX
-    from espnet_hra.espnet.models import read_state
+    from espnet_hra.files.checkpoint import read_state
 
     if init_adapter is None:  # nothing is shared
         return {}, []
@@ -324,7 +324,7 @@ def _model_folder(
     """Make a model of a folder, unless the controller comes from it."""
     import yaml
 
-    from espnet_hra.espnet.trainer import atomic_save
+    from espnet_hra.espnet.trainer import save as atomic_save
 
     if _is_home(args.init_adapter, out):
         return
@@ -336,8 +336,8 @@ def _model_folder(
     out.mkdir(parents=True, exist_ok=True)
     atomic_save(dict(state), out / _CHECKPOINT)
     config = yaml.safe_dump({**vars(args), "config": None}, sort_keys=False)
-    taskfile.write_atomic(out / _CONFIG, config.encode())
-    taskfile.write_atomic(marker, text.encode())
+    atomic.write(out / _CONFIG, config.encode())
+    atomic.write(marker, text.encode())
 
 
 def _is_home(init_adapter: str | None, out: Path) -> bool:

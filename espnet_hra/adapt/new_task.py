@@ -173,7 +173,7 @@ def take(encoder: Any, name: str, exp: Path) -> None:
 
     from espnet_hra.espnet.base import open_base
     from espnet_hra.espnet.model import ADAPTER_PREFIX
-    from espnet_hra.espnet.models import read_state
+    from espnet_hra.files.checkpoint import read_state
 
     trained = read_state(open_base(str(exp)).model_file)
     key = f"{ADAPTER_PREFIX}heads.{name.replace('.', '/')}"

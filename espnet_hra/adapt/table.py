@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.tasks.file import write_atomic
+from espnet_hra.files.atomic import write as write_atomic
 
 #: Columns, and how their numbers are written. Rates are in percent.
 COLUMNS = {

@@ -8,7 +8,6 @@ import torch
 from espnet2.train.reporter import Reporter
 
 from espnet_hra.adapt import new_task
-from espnet_hra.espnet.building import ModelLoader
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.task import HRATask
 from espnet_hra.espnet.trainer import AdapterTrainer
@@ -77,18 +76,8 @@ def one_head(model: torch.nn.Module) -> tuple[type, dict[str, Any]]:
 
 def decoder_of(model: torch.nn.Module, args: argparse.Namespace) -> Speech2Text:
     """Greedy decoding with a model that is there already."""
-
-    class Ready(ModelLoader):
-        @classmethod
-        def build_model_from_file(
-            cls, *_: Any, **__: Any
-        ) -> tuple[torch.nn.Module, argparse.Namespace]:
-            return model, args
-
-    class Decoder(Speech2Text):
-        loader = Ready
-
-    return Decoder(
+    return Speech2Text(
+        ready=(model, args),
         ctc_greedy=True,
         ctc_weight=1.0,
         device="cuda" if args.ngpu > 0 else "cpu",

@@ -25,6 +25,7 @@ from typing import Any
 from espnet_hra.adapt import new_task, plan
 from espnet_hra.adapt.plan import Job
 from espnet_hra.errors import TaskError, UserError
+from espnet_hra.files import atomic
 from espnet_hra.tasks import file as taskfile
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def run(spec: Spec, job: Job) -> dict[str, Any]:
             row["seconds"] = round(time.monotonic() - start, 1)
             if row["status"] == "done":
                 text = json.dumps({**row, "key": job.key}, indent=2) + "\n"
-                taskfile.write_atomic(folder / RESULT, text.encode())
+                atomic.write(folder / RESULT, text.encode())
                 for name in (_LISTS, _DATA, _EXP):
                     shutil.rmtree(folder / name, ignore_errors=True)
     except (OSError, UserError) as e:  # no place to work at
@@ -170,7 +171,7 @@ def _tidy(folder: Path, job: Job) -> None:
         for name in (_LISTS, _DATA, _EXP):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / RESULT).unlink(missing_ok=True)
-        taskfile.write_atomic(marker, job.key.encode())
+        atomic.write(marker, job.key.encode())
 
 
 @contextlib.contextmanager

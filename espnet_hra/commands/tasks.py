@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_hra.errors import BaseModelError, DataError, TaskError
+from espnet_hra.files import atomic
 from espnet_hra.names import check_task_name, listing
 from espnet_hra.tasks import file as taskfile
 
@@ -283,7 +284,7 @@ def _export(args: argparse.Namespace) -> None:
         content = content_of(found, args.name, info, args.pretrained_model)
     if not out.absolute().parent.is_dir():
         raise TaskError(f"{out}: there is no folder {out.absolute().parent}")
-    taskfile.write_atomic(out, content)
+    atomic.write(out, content)
     print(f"{out}: {len(content):,} bytes")
 
 
@@ -410,8 +411,9 @@ def _train(args: argparse.Namespace, found: Any, work: Path) -> bytes:
     from espnet_hra.adapt import new_task
     from espnet_hra.espnet.inference import Speech2Text
     from espnet_hra.espnet.model import ADAPTER_PREFIX
-    from espnet_hra.espnet.models import read_config, read_state
+    from espnet_hra.espnet.models import read_config
     from espnet_hra.espnet.task import HRATask
+    from espnet_hra.files.checkpoint import read_state
 
     saved = read_config(found.config_file)
     lists, minutes = new_task.prepare(

@@ -7,11 +7,14 @@ and the heads are inputs like any other tensor: one graph serves all tasks.
 """
 
 import functools
+from typing import Any
 
 import torch
 
+from espnet_hra.encoder import mixed
+
 #: Methods that run as Python; what they call is compiled.
-_BETWEEN = ("forward", "_task_by_task", "_run")
+_BETWEEN = ("forward", "_run")
 #: Methods that run as Python, and all that they call.
 _OUTSIDE = ("_names", "_prepared", "tasks_of_batch")
 
@@ -24,7 +27,11 @@ def leave_outside(encoder_class: type) -> None:
     not imported it yet.
     """
     for name in _BETWEEN + _OUTSIDE:
-        method = torch.compiler.disable(
-            getattr(encoder_class, name), recursive=name in _OUTSIDE
-        )
-        setattr(encoder_class, name, method)
+        _disable(encoder_class, name, name in _OUTSIDE)
+    _disable(mixed, "task_by_task", False)
+    _disable(mixed, "by_name", True)
+
+
+def _disable(owner: Any, name: str, with_all_it_calls: bool) -> None:
+    function = torch.compiler.disable(getattr(owner, name), recursive=with_all_it_calls)
+    setattr(owner, name, function)

@@ -6,7 +6,8 @@ asyncio task) only and wins.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import enum
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
 from espnet_hra.errors import TaskError
@@ -16,20 +17,22 @@ from espnet_hra.names import listing
 Choice = None | str | tuple[str, ...]
 
 
-class _Unset:
-    def __repr__(self) -> str:
-        return "no task chosen"
+class Unset(enum.Enum):
+    """Nothing was chosen yet, which is not the same as choosing the backbone."""
+
+    UNSET = "no task chosen"
 
 
-#: Nothing was chosen yet, which is not the same as choosing the backbone.
-UNSET = _Unset()
+UNSET = Unset.UNSET
 
 # Choices of the running `use_task` blocks, by the id of their encoder (which the block
 # keeps alive). Contexts are copied on write: other threads never see a change.
-_blocks: ContextVar[Mapping[int, Choice]] = ContextVar("espnet_hra_blocks", default={})
+_blocks: ContextVar[Mapping[int, Choice] | None] = ContextVar(
+    "espnet_hra_blocks", default=None
+)
 
 
-def as_choice(task: None | str | Sequence[str], known: Sequence[str]) -> Choice:
+def as_choice(task: None | str | Sequence[str], known: Collection[str]) -> Choice:
     """Check what a user chose.
 
     Args:
@@ -65,14 +68,14 @@ def distinct(choice: Choice) -> tuple[str, ...]:
 @contextlib.contextmanager
 def block(owner: object, choice: Choice) -> Iterator[None]:
     """Let a choice hold for `owner` within the block, in this thread."""
-    token = _blocks.set({**_blocks.get(), id(owner): choice})
+    token = _blocks.set({**(_blocks.get() or {}), id(owner): choice})
     try:
         yield
     finally:
         _blocks.reset(token)
 
 
-def current(owner: object, default: Choice | _Unset, known: Sequence[str]) -> Choice:
+def current(owner: object, default: Choice | Unset, known: Collection[str]) -> Choice:
     """The choice in force: of this thread's block, or the owner's own.
 
     Args:
@@ -84,8 +87,8 @@ def current(owner: object, default: Choice | _Unset, known: Sequence[str]) -> Ch
         TaskError: No choice among several tasks, or a task that was removed since it
             was chosen.
     """
-    choice = _blocks.get().get(id(owner), default)
-    if choice is not UNSET:
+    choice = (_blocks.get() or {}).get(id(owner), default)
+    if not isinstance(choice, Unset):
         return as_choice(choice, known)
     if len(known) > 1:
         raise TaskError(
@@ -97,7 +100,7 @@ def current(owner: object, default: Choice | _Unset, known: Sequence[str]) -> Ch
 
 
 def resolve(
-    owner: object, default: Choice | _Unset, known: Sequence[str], batch: int
+    owner: object, default: Choice | Unset, known: Collection[str], batch: int
 ) -> tuple[str, ...] | None:
     """The tasks of a batch.
 

@@ -7,10 +7,8 @@ well, only later.
 """
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -27,7 +25,7 @@ def parameters(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
     for child in module.modules():
         # Copies: other threads may add tasks meanwhile.
         if isinstance(child, TaskBank):
-            yield from list(child._parameters.values())
+            yield from [p for p in list(child._parameters.values()) if p is not None]
             continue
         for parameter in list(child._parameters.values()):
             if parameter is not None and id(parameter) not in seen:
@@ -37,11 +35,11 @@ def parameters(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
 
 @contextlib.contextmanager
 def used_only(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
-    """A block in which optimizers meet only the parameters that have a gradient.
+    """A block in which the steps of optimizers meet only parameters with a gradient.
 
     Args:
-        optimizers: Their ``step`` and ``zero_grad`` look at each parameter once. A
-            ``step`` with a closure is left as it is.
+        optimizers: A step with a closure is left as it is: it computes the gradients
+            itself.
 
     Examples:
         >>> with used_only([optimizer]):
@@ -52,26 +50,37 @@ def used_only(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:
-            for name in ("step", "zero_grad"):
-                method = _narrowed(optimizer, getattr(optimizer, name))
-                stack.enter_context(mock.patch.object(optimizer, name, method))
+            narrow = _Narrow(optimizer)
+            stack.callback(narrow.restore)  # after a step that has failed
+            for hook in (
+                optimizer.register_step_pre_hook(narrow.before),
+                optimizer.register_step_post_hook(narrow.after),
+            ):
+                stack.callback(hook.remove)
         yield
 
 
-def _narrowed(
-    optimizer: torch.optim.Optimizer, method: Callable[..., Any]
-) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def narrowed(*args: Any, **kwargs: Any) -> Any:
-        if callable(kwargs.get("closure", args[0] if args else None)):
-            return method(*args, **kwargs)  # computes the gradients itself
-        groups = [(group, group["params"]) for group in optimizer.param_groups]
-        for group, every in groups:
-            group["params"] = [p for p in every if p.grad is not None]
-        try:
-            return method(*args, **kwargs)
-        finally:
-            for group, every in groups:
-                group["params"] = every
+class _Narrow:
+    """Takes parameters without a gradient out of an optimizer while it steps."""
 
-    return narrowed
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._optimizer = optimizer
+        self._every: list[list[torch.nn.Parameter]] = []
+
+    def before(self, optimizer: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        self.restore()
+        # The first argument is the optimizer itself.
+        if callable(kwargs.get("closure", args[1] if len(args) > 1 else None)):
+            return
+        groups = self._optimizer.param_groups
+        self._every = [group["params"] for group in groups]
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.grad is not None]
+
+    def after(self, *_: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        for group, every in zip(self._optimizer.param_groups, self._every):
+            group["params"] = every
+        self._every = []

@@ -6,10 +6,12 @@ loaded again.
 """
 
 import dataclasses
+import hashlib
 import logging
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet.ctc import without_new
 from espnet_hra.files import archive
+from espnet_hra.files.checkpoint import State, differences, read_state
 from espnet_hra.files.config import read_yaml
 from espnet_hra.names import plain_encoder
 from espnet_hra.tasks.fingerprint import fingerprint
@@ -112,42 +115,32 @@ class BaseModel:
         if config.get("encoder"):
             config["encoder"] = plain_encoder(config["encoder"])
         for keys in _FILES:
-            self._find_file(config, keys)
+            _find_file(config, keys, self.config_file.resolve().parents)
         return config
 
-    def _find_file(self, config: dict[str, Any], keys: tuple[str, ...]) -> None:
-        """Resolve a path that is relative to the folder where the base was trained."""
-        for key in keys[:-1]:
-            config = config.get(key) or {}
-        value = config.get(keys[-1])
-        if not isinstance(value, str) or os.path.isabs(value):
-            return
-        for folder in (Path.cwd(), *self.config_file.resolve().parents):
-            if (folder / value).is_file():
-                config[keys[-1]] = str(folder / value)
-                return
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Its weights, read without unpickling objects.
+    def state_dict(self) -> State:
+        """Its weights, in full precision: packs may be stored in half of it.
 
         Raises:
             BaseModelError: The file is no checkpoint.
         """
-        from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
-        archive.check_checkpoint(self.model_file)
-        try:
-            state = safe_torch_load(str(self.model_file), map_location="cpu")
-        except Exception as e:
-            raise BaseModelError(
-                f"{self.model_file}: not a readable checkpoint ({e}); give an ESPnet "
-                "model trained to the end, or download it again"
-            ) from e
-        for key in ("module", "state_dict", "model"):  # deepspeed, lightning, resume
-            if isinstance(state.get(key), dict):
-                state = state[key]
-        # Packs may be stored in half precision; a model always computes in its own.
+        state = read_state(self.model_file)
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _find_file(
+    config: dict[str, Any], keys: tuple[str, ...], folders: Sequence[Path]
+) -> None:
+    """Resolve a path that is relative to the folder where the base was trained."""
+    for key in keys[:-1]:
+        config = config.get(key) or {}
+    value = config.get(keys[-1])
+    if not isinstance(value, str) or os.path.isabs(value):
+        return
+    for folder in (Path.cwd(), *folders):
+        if (folder / value).is_file():
+            config[keys[-1]] = str(folder / value)
+            return
 
 
 def open_base(source: str, cache: str | None = None) -> BaseModel:
@@ -290,7 +283,7 @@ def components(model: torch.nn.Module) -> dict[str, list[tuple[str, torch.Tensor
     return parts
 
 
-def fingerprints(model: torch.nn.Module) -> dict[str, str]:
+def fingerprints(model: Any) -> dict[str, str]:
     """Fingerprints of the base within an adapted model, by component."""
     return {
         # The encoder keeps its own, so that it is not computed again to verify it.
@@ -336,28 +329,17 @@ def load_base(
         for name, part in components(model).items()
         for key, tensor in part
     }
-    problems = []
-    missing, surplus = sorted(needed.keys() - state), sorted(state.keys() - needed)
-    if missing:
-        problems.append(f"{len(missing)} keys are missing ({_some(missing)})")
-    if surplus:
-        problems.append(f"{len(surplus)} keys are surplus ({_some(surplus)})")
-    other = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(t.shape)}"
-        for k, t in needed.items()
-        if k in state and state[k].shape != t.shape
-    ]
-    if other:
-        problems.append(f"{len(other)} shapes differ ({_some(other)})")
+    problems = differences(needed, state)
     if problems:
         raise BaseModelError(
-            f"{base.model_file} does not fit this configuration: "
-            f"{'; '.join(problems)}. Take the base's own configuration: leave the "
-            "model's keys out and give --pretrained_model the folder or pack"
+            f"{base.model_file} does not fit this configuration: {problems}. Take the "
+            "base's own configuration: leave the model's keys out and give "
+            "--pretrained_model the folder or pack"
         )
     model.load_state_dict(state, strict=False)  # strictness was checked above
     found = fingerprints(model)
-    wrong = [k for k in (expected or {}) if found.get(k) != expected[k]]
+    expected = expected or {}
+    wrong = [k for k in expected if found.get(k) != expected[k]]
     if wrong:
         raise BaseModelError(
             f"{base.source}: this is not the base that the adapter was trained on; "
@@ -369,5 +351,22 @@ def load_base(
     return found
 
 
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+def read_config(config_file: Path) -> dict[str, Any]:
+    """A saved configuration; within a pack, its files have whole paths.
+
+    Raises:
+        BaseModelError: It is not readable.
+    """
+    config = read_yaml(config_file, BaseModelError)
+    if isinstance(config.get("encoder"), str):
+        config["encoder"] = plain_encoder(config["encoder"])
+    for folder in list(config_file.absolute().parents)[:4]:
+        if (folder / "meta.yaml").is_file():
+            return archive.resolve(config, folder)
+    return config
+
+
+def token_hash(tokens: Sequence[str]) -> str:
+    """Hash of a token list, one token a line."""
+    text = "\n".join(tokens).encode("utf-8")
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"

@@ -25,8 +25,8 @@ import torch
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError
-from espnet_hra.methods import adapter_class
-from espnet_hra.methods.base import affine
+from espnet_hra.methods import default_ctc
+from espnet_hra.methods.tensors import affine
 from espnet_hra.names import listing
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,18 @@ class TaskProjection(torch.nn.Linear):
 
     These are the tasks that the encoder would use now: within ESPnet's model encoder
     and CTC are called under one choice, and whoever calls them apart must see to that.
+
+    Args:
+        frozen: The CTC's own projection, whose parameters this one takes over.
+        encoder: The encoder that knows the tasks.
     """
 
-    #: The encoder that knows them, in a tuple: it is no submodule of this one.
-    encoder: tuple[AdaptedEncoder]
+    def __init__(self, frozen: torch.nn.Linear, encoder: AdaptedEncoder):
+        super().__init__(frozen.in_features, frozen.out_features, device="meta")
+        self.weight, self.bias = frozen.weight, frozen.bias
+        self.training = frozen.training
+        # In a tuple: it is no submodule of this one.
+        self._encoder = (encoder,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits.
@@ -61,7 +69,7 @@ class TaskProjection(torch.nn.Linear):
             TaskError: Several tasks and no choice, or a choice that does not fit.
         """
         logits = super().forward(x)
-        (encoder,) = self.encoder
+        (encoder,) = self._encoder
         names = encoder.tasks_of_batch(x.size(0))
         if not names:
             return logits
@@ -75,24 +83,24 @@ def attach(model: torch.nn.Module) -> None:
     Raises:
         ConfigError: They have, and the model has no CTC.
     """
-    if model.encoder.adapter.ctc is None:
+    encoder = model.encoder
+    assert isinstance(encoder, AdaptedEncoder), "asked for adapted models only"
+    own, width = encoder.adapter.ctc, encoder.adapter.width
+    if own is None:
         return
-    adapter, ctc = model.encoder.adapter, getattr(model, "ctc", None)
+    ctc: Any = getattr(model, "ctc", None)
     if ctc is None:
         raise ConfigError(
             "adapter_conf: ctc: 'task' gives every task a CTC projection, and this "
             "model has no CTC (ctc_weight: 0)"
         )
-    if ctc.ctc_lo.weight.shape != (adapter.vocab_size, adapter.width):
+    if ctc.ctc_lo.weight.shape != (own.vocab_size, width):
         raise ConfigError(
             f"adapter_conf: ctc: 'task': the model's CTC has {ctc.ctc_lo}, expected "
-            f"{adapter.width} features (no postencoder) and vocab_size: "
-            f"{adapter.vocab_size}"
+            f"{width} features (no postencoder) and vocab_size: {own.vocab_size}"
         )
-    adapter.projects = True
-    # In place, so that its keys, and what others hold of it, stay as they are.
-    ctc.ctc_lo.__class__ = TaskProjection
-    ctc.ctc_lo.__dict__["encoder"] = (model.encoder,)
+    ctc.ctc_lo = TaskProjection(ctc.ctc_lo, encoder)
+    own.attached = True
 
 
 # ------------------------------------------------------------------------- new tokens
@@ -111,11 +119,11 @@ def settle(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         ConfigError: New tokens, and a model or adapter that cannot learn them.
     """
     conf = args.encoder_conf
-    adapter = adapter_class(conf.get("adapter", "hra"))
+    usual = default_ctc(conf.get("adapter", "hra"))
     own: dict[str, Any] = dict(conf.get("adapter_conf") or {})
     has_ctc = (args.model_conf or {}).get("ctc_weight", 0.5) != 0.0
-    if has_ctc and adapter.default_ctc != "frozen":
-        own.setdefault("ctc", adapter.default_ctc)
+    if has_ctc and usual != "frozen":
+        own.setdefault("ctc", usual)
     tokens, new = split_tokens(args)
     if new:
         _check_new(args, own.get("ctc"), tokens, new)
@@ -188,7 +196,7 @@ def _check_new(
         )
 
 
-def extend(model: torch.nn.Module, tokens: list[str], new: Sequence[str]) -> None:
+def extend(model: Any, tokens: list[str], new: Sequence[str]) -> None:
     """Give a model new tokens, after its base was loaded and verified.
 
     Args:

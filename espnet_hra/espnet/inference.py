@@ -1,16 +1,16 @@
 """Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC.
 
-A model may have any number of tasks in files beside it (see :mod:`espnet_hra.tasks.store`).
-They are known at once and fetched when they are used (see :mod:`espnet_hra.tasks.cache`).
+A model may have any number of tasks in files beside it (see
+:mod:`espnet_hra.tasks.store`). They are known at once and fetched when they are used
+(see :mod:`espnet_hra.tasks.cache`).
 """
 
 import argparse
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from espnet2.torch_utils.device_funcs import is_out_of_memory_error
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import TaskError
-from espnet_hra.espnet.building import ModelLoader
 from espnet_hra.espnet.model import decode_names
 from espnet_hra.espnet.models import Found, find_model, find_tasks
+from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import HRATask
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
@@ -32,17 +32,33 @@ from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
 Wave = torch.Tensor | np.ndarray
 #: One n-best list: (text, tokens, token ids, hypothesis), as ESPnet returns it.
 NBest = list[tuple[str | None, list[str], list[int], Any]]
+#: A model and its configuration.
+Built = tuple[torch.nn.Module, argparse.Namespace]
 
-_building = threading.Lock()
 #: Two threads may choose the same file or pack, which is loaded once.
 _loading = threading.RLock()
 
 
-@contextlib.contextmanager
-def task_class(task: type) -> Iterator[None]:
-    """Let ESPnet's inference, which names ASRTask, build models with another class."""
-    with _building, mock.patch.object(asr_inference, "ASRTask", task):
-        yield
+class _Builder:
+    """Stands for the ESPnet task that ESPnet's inference builds its model with.
+
+    Args:
+        base: Where the frozen base is, if not where the configuration says.
+        ready: A model that is there already, with its configuration.
+    """
+
+    def __init__(self, base: str | None, ready: Built | None):
+        self._base, self._ready = base, ready
+
+    def build_model_from_file(
+        self, config_file: Any = None, model_file: Any = None, device: str = "cpu"
+    ) -> Built:
+        """The model, see :meth:`HRATask.build_model_from_file`."""
+        if self._ready is not None:
+            return self._ready
+        return HRATask.build_model_from_file(
+            config_file, model_file, device, base=self._base
+        )
 
 
 class Speech2Text(asr_inference.Speech2Text):
@@ -59,7 +75,8 @@ class Speech2Text(asr_inference.Speech2Text):
             beside the checkpoint. They go before tasks of the checkpoint.
         max_loaded_tasks: Most heads of the store that are kept in memory, those that
             were used last; by default as many as take 256 MiB. See
-            :meth:`~espnet_hra.encoder.adapted.AdaptedEncoder.attach_store`.
+            ``AdaptedEncoder.attach_store``.
+        ready: A model that is there already and its configuration, in place of files.
         **kwargs: As for ESPnet's ``Speech2Text``.
 
     Examples:
@@ -72,9 +89,6 @@ class Speech2Text(asr_inference.Speech2Text):
         TaskError: The task is unknown.
     """
 
-    #: Builds the model.
-    loader: type = ModelLoader
-
     def __init__(
         self,
         asr_train_config: Path | str | None = None,
@@ -85,15 +99,14 @@ class Speech2Text(asr_inference.Speech2Text):
         pretrained_model: str | None = None,
         store: TaskStore | None = None,
         max_loaded_tasks: int | None = None,
+        ready: Built | None = None,
         **kwargs: Any,
     ):
-        built_by = type(
-            "ModelLoader", (self.loader,), {"base_override": pretrained_model}
-        )
         if ctc_greedy:
             # The beam is not used; the smallest keeps ESPnet's constructor content.
             kwargs = {**kwargs, "beam_size": 1}
-        with task_class(built_by):
+        builder = _Builder(pretrained_model, ready)
+        with standing_in(asr_inference, ASRTask=builder):
             super().__init__(asr_train_config, asr_model_file, *args, **kwargs)
         self.ctc_greedy = ctc_greedy
         if store is None and asr_model_file is not None:
@@ -198,7 +211,7 @@ class Speech2Text(asr_inference.Speech2Text):
                 f"({listing(path.stem for path in files)}); load them one by one"
             )
         if name:
-            check_name(files[0], name, taskfile.describe(files[0]).get("task"))
+            check_name(files[0], name, str(taskfile.describe(files[0]).get("task")))
         return self.asr_model.encoder.load_task(files[0], replace=replace)
 
     def _loaded(self, task: Any) -> Any:
@@ -234,7 +247,7 @@ class Speech2Text(asr_inference.Speech2Text):
     def __call__(
         self,
         speech: Wave | Sequence[Wave],
-        utt2task: Wave | None = None,
+        utt2task: Wave | Sequence[Wave] | None = None,
         *,
         task: None | str | Sequence[str] = None,
     ) -> Any:
@@ -242,7 +255,8 @@ class Speech2Text(asr_inference.Speech2Text):
 
         Args:
             speech: Samples, shape (samples,), or a list of such.
-            utt2task: The utterance's task as the data loader gives it.
+            utt2task: The utterance's task as the data loader gives it, shape
+                (characters,), or a list with one for each.
             task: The task of this call, or one per utterance; otherwise (None) the one
                 that was set.
 
@@ -252,18 +266,21 @@ class Speech2Text(asr_inference.Speech2Text):
         Raises:
             TaskError: A task is unknown, or none was chosen among several.
         """
+        if utt2task is not None:
+            if task is not None:
+                raise TaskError("give the task of a call by task or by utt2task, once")
+            task = _named(utt2task)
         if task is not None:
             if self._heads is None:
                 raise TaskError(f"task {task!r}: this model has no adapter")
             with self.asr_model.encoder.use_task(self._loaded(task)):
-                return self(speech, utt2task)
-        if isinstance(speech, (list, tuple)):
+                return self(speech)
+        if isinstance(speech, list | tuple):
             return self.batch_decode(speech)
-        if utt2task is not None:
-            utt2task = torch.as_tensor(utt2task)[None]
-        with self._request(utt2task, None):
+        with self._request(None, None):
             if self.ctc_greedy:
-                return self.batch_decode([speech])[0]
+                waves: list[Any] = [speech]
+                return self.batch_decode(waves)[0]
             return super().__call__(speech)
 
     @torch.no_grad()
@@ -337,23 +354,23 @@ class Speech2Text(asr_inference.Speech2Text):
 
     def _split_if_too_large(
         self,
-        decode: Any,
+        decode: Callable[[list[torch.Tensor]], list[NBest]],
         waves: list[torch.Tensor],
         choice: selection.Choice,
     ) -> list[NBest]:
         """Decode a batch, in halves if memory runs out; tasks go with utterances."""
-        listed = isinstance(choice, tuple)
-        if listed and len(choice) != len(waves):
+        names = choice if isinstance(choice, tuple) else None
+        if names is not None and len(names) != len(waves):
             raise TaskError(
-                f"{len(choice)} tasks were chosen for a batch of {len(waves)} "
+                f"{len(names)} tasks were chosen for a batch of {len(waves)} "
                 "utterances: give one name for all, or one per utterance"
             )
         try:
-            if not listed:
+            if names is None:
                 return decode(waves)
-            with self.asr_model.encoder.use_task(choice):
+            with self.asr_model.encoder.use_task(names):
                 return decode(waves)
-        except Exception as e:
+        except Exception as e:  # only running out of memory is handled
             if not is_out_of_memory_error(e) or len(waves) == 1:
                 raise
         half = (len(waves) + 1) // 2
@@ -361,7 +378,7 @@ class Speech2Text(asr_inference.Speech2Text):
             result
             for part in (slice(None, half), slice(half, None))
             for result in self._split_if_too_large(
-                decode, waves[part], choice[part] if listed else choice
+                decode, waves[part], choice if names is None else names[part]
             )
         ]
 
@@ -416,6 +433,25 @@ class Speech2Text(asr_inference.Speech2Text):
         return results
 
 
+def _named(utt2task: Wave | Sequence[Wave]) -> str | list[str]:
+    """The names in arrays as the data loader gives them.
+
+    Raises:
+        TaskError: They are none.
+    """
+    if isinstance(utt2task, list | tuple):
+        return [str(_named(one)) for one in utt2task]
+    try:
+        codes = torch.as_tensor(utt2task)
+        (name,) = decode_names(codes[None], torch.tensor([len(codes)]))
+        return name
+    except (TypeError, ValueError, IndexError, RuntimeError) as e:
+        raise TaskError(
+            f"utt2task: {utt2task!r} is no task as a data loader gives it ({e}); give "
+            "task=NAME, or one name per utterance"
+        ) from e
+
+
 def inference(args: argparse.Namespace, extra: dict[str, Any]) -> None:
     """Run ESPnet's decoding loop with this module's ``Speech2Text``.
 
@@ -439,6 +475,5 @@ def inference(args: argparse.Namespace, extra: dict[str, Any]) -> None:
         raise TaskError(
             f"--task {extra['task']} and --without_task true exclude each other"
         )
-    with mock.patch.object(asr_inference, "Speech2Text", Configured):
-        with mock.patch.object(asr_inference, "ASRTask", HRATask):
-            asr_inference.inference(**options)
+    with standing_in(asr_inference, Speech2Text=Configured, ASRTask=HRATask):
+        asr_inference.inference(**options)

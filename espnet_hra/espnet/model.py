@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from espnet2.train.abs_espnet_model import AbsESPnetModel
 
 from espnet_hra.encoder import stepping
-from espnet_hra.encoder.adapted import AdaptedEncoder, freeze_statistics
+from espnet_hra.encoder.adapted import AdaptedEncoder
+from espnet_hra.encoder.freezing import freeze_statistics
 
 #: Name of the data stream: a Kaldi-style file `utt2task`, type `text`.
 DATA_NAME = "utt2task"
@@ -61,11 +63,27 @@ class TaskNames:
         return data
 
 
-class TaskAware:
+class TaskAware(AbsESPnetModel):
     """Mixin for ESPnet's models: tasks come with the batch, the base stays frozen."""
+
+    #: The class of ESPnet's that this one is made of.
+    model_class: type
 
     #: Type of the autocast around frontend-to-encoder while training; None for none.
     autocast_dtype: torch.dtype | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class is made at run time; pickling rebuilds it from ESPnet's.
+        return _blank, (self.model_class,), self.__getstate__()
+
+    @contextlib.contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """A block without autocast."""
+        own, self.autocast_dtype = self.autocast_dtype, None
+        try:
+            yield
+        finally:
+            self.autocast_dtype = own
 
     def forward(
         self,
@@ -77,9 +95,11 @@ class TaskAware:
         """As the model's own ``forward``.
 
         Args:
+            *args: As of the model's own.
             utt2task: Task names of the batch, see :func:`encode_name`. Without them
                 the encoder's own choice holds.
             utt2task_lengths: Their lengths.
+            **batch: As of the model's own.
 
         Raises:
             TaskError: A task is unknown, or none was chosen among several.
@@ -91,7 +111,9 @@ class TaskAware:
         self, names: torch.Tensor | None, lengths: torch.Tensor | None
     ) -> AbstractContextManager[None]:
         """A block in which the encoder uses the tasks of a batch."""
-        if names is None or not isinstance(self.encoder, AdaptedEncoder):
+        if names is None or lengths is None:
+            return contextlib.nullcontext()
+        if not isinstance(self.encoder, AdaptedEncoder):
             return contextlib.nullcontext()
         return self.encoder.use_task(decode_names(names, lengths))
 
@@ -158,17 +180,18 @@ class TaskAware:
 
 
 @functools.cache
-def _aware_class(model_class: type) -> type:
-    return type(f"TaskAware{model_class.__name__}", (TaskAware, model_class), {})
+def task_aware(model_class: type) -> type:
+    """The task-aware counterpart of one of ESPnet's models (espnet, maskctc, ...)."""
+    return type(
+        f"TaskAware{model_class.__name__}",
+        (TaskAware, model_class),
+        {"__module__": __name__, "model_class": model_class},
+    )
 
 
-def make_task_aware(model: torch.nn.Module) -> None:
-    """Turn a built ESPnet model into a task-aware one.
-
-    The class is changed in place because ESPnet's ``build_model`` chooses it from a
-    registry (espnet, maskctc, ...) and any of them will do.
-    """
-    model.__class__ = _aware_class(type(model))
+def _blank(model_class: type) -> "TaskAware":
+    cls: type[TaskAware] = task_aware(model_class)
+    return cls.__new__(cls)
 
 
 def freeze_base(model: torch.nn.Module) -> None:

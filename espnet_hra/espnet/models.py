@@ -9,7 +9,8 @@ Three kinds of models are opened:
 * a *task pack*: one or several task files, and ``hra_pack.json`` that names the base.
 
 Whatever is opened, ``tasks`` beside the checkpoint may hold further tasks. Nothing here
-needs ESPnet's tasks, whose import takes seconds; :mod:`espnet_hra.espnet.building` does.
+needs ESPnet's own tasks, whose import takes seconds;
+:mod:`espnet_hra.espnet.building` does.
 """
 
 import dataclasses
@@ -19,14 +20,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from espnet_hra.encoder.adapted import PREFIX, read_tasks
 from espnet_hra.errors import BaseModelError, TaskError
-from espnet_hra.espnet.base import open_base
+from espnet_hra.espnet.base import open_base, read_config
 from espnet_hra.files import archive
-from espnet_hra.files.config import MAX_BYTES, read_yaml
-from espnet_hra.names import TASK_NAME, plain_encoder
+from espnet_hra.files.config import MAX_BYTES
+from espnet_hra.names import PREFIX, TASK_NAME
+from espnet_hra.tasks.config import read_tasks
 from espnet_hra.tasks.file import SUFFIX
 from espnet_hra.tasks.store import FOLDER, TaskStore
 
@@ -72,7 +71,11 @@ def find_model(source: str, base: str | None = None) -> Found:
     """
     folder = pack_folder(source)
     manifest = read_manifest(folder) if folder is not None else None
-    if manifest is not None and manifest["format"] == TASK_FORMAT:
+    if (
+        folder is not None
+        and manifest is not None
+        and manifest["format"] == TASK_FORMAT
+    ):
         tag = base or manifest.get("base", {}).get("tag")
         if not tag or tag == source:
             raise BaseModelError(
@@ -87,7 +90,7 @@ def find_model(source: str, base: str | None = None) -> Found:
         opened = open_base(str(folder))
     store_folder = Path(opened.model_file).parent / FOLDER
     store = TaskStore(store_folder)
-    if manifest is not None and is_hub_id(source):
+    if folder is not None and manifest is not None and is_hub_id(source):
         store = TaskStore(
             store_folder,
             _remote_tasks(manifest),
@@ -239,45 +242,6 @@ def _hub_file(source: str, folder: Path, file: str) -> Path:
 
 
 # -------------------------------------------------------------------------- reading
-
-
-def read_state(model_file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, read without unpickling objects.
-
-    Raises:
-        BaseModelError: It is no checkpoint.
-    """
-    from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
-    try:
-        state = safe_torch_load(str(model_file), map_location="cpu")
-        for key in ("module", "state_dict", "model"):
-            if isinstance(state.get(key), dict):
-                state = state[key]
-    except Exception as e:
-        raise BaseModelError(f"{model_file}: not a readable checkpoint: {e}") from e
-    # An expanded tensor takes no space in a file, and any in memory.
-    total = sum(t.numel() * t.element_size() for t in state.values())
-    if total > 2 * model_file.stat().st_size + 2**20:
-        raise BaseModelError(
-            f"{model_file}: expected tensors of the file's size, found {total:,} bytes"
-        )
-    return state
-
-
-def read_config(config_file: Path) -> dict[str, Any]:
-    """A saved configuration; within a pack, its files have whole paths.
-
-    Raises:
-        BaseModelError: It is not readable.
-    """
-    config = read_yaml(config_file, BaseModelError)
-    if isinstance(config.get("encoder"), str):
-        config["encoder"] = plain_encoder(config["encoder"])
-    for folder in list(config_file.absolute().parents)[:4]:
-        if (folder / "meta.yaml").is_file():
-            return archive.resolve(config, folder)
-    return config
 
 
 def checkpoint_tasks(found: Found) -> tuple[str, ...]:

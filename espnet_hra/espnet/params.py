@@ -20,7 +20,8 @@ def count(model: torch.nn.Module) -> dict[str, Any]:
         ``formula``, and multiply-accumulates per encoder frame: ``adapter_macs`` and
         ``layer_macs``.
     """
-    encoder: AdaptedEncoder = model.encoder
+    encoder = model.encoder
+    assert isinstance(encoder, AdaptedEncoder), "asked for adapted models only"
     adapter = encoder.adapter
     total = sum(p.numel() for p in model.parameters())
     own = sum(p.numel() for p in adapter.parameters())
@@ -48,7 +49,10 @@ def layer_macs(encoder: AdaptedEncoder) -> int:
     """
     kinds = (torch.nn.Linear, torch.nn.Conv1d)
     return sum(
-        m.weight.numel() for m in encoder.encoders.modules() if isinstance(m, kinds)
+        module.weight.numel()
+        for layer in encoder.layer_list.each(encoder)
+        for module in layer.modules()
+        if isinstance(module, kinds)
     )
 
 

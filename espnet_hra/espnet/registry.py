@@ -10,9 +10,10 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
-from espnet_hra.names import plain_encoder
+from espnet_hra.names import PREFIX, plain_encoder
 
 #: Modules whose `encoder_choices` hold speech encoders.
 REGISTRIES = (
@@ -47,7 +48,7 @@ def _extend(module: ModuleType) -> None:
     """Add an adapted counterpart to each encoder of a module's registry."""
     from espnet2.asr.encoder.abs_encoder import AbsEncoder
 
-    from espnet_hra.encoder.adapted import PREFIX, wrap_encoder
+    from espnet_hra.encoder.adapted import wrap_encoder
 
     choices = getattr(module, "encoder_choices", None)
     if choices is None:  # the module is still being imported, or has none
@@ -78,7 +79,10 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Finds nothing itself; adds :func:`_extend` after a registry's import."""
 
     def find_spec(
-        self, name: str, path: object = None, target: ModuleType | None = None
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         if name not in REGISTRIES:
             return None

@@ -6,37 +6,35 @@ registers when it is imported, so that spawned workers find it as well.
 """
 
 import argparse
-import collections
-import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-)
+from typing import Any
 
 import torch
-import yaml
+from espnet2.tasks import asr
 from espnet2.tasks.asr import ASRTask
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.utils.types import str2bool, str_or_none
 
-from espnet_hra.data import checks as validate
-from espnet_hra.encoder.adapted import OWN_KEYS, PREFIX, AdaptedEncoder, read_tasks
-from espnet_hra.errors import BaseModelError, ConfigError, DataError
-from espnet_hra.espnet import ctc as projection
-from espnet_hra.espnet import params, registry
-from espnet_hra.espnet.base import load_base, open_base
+from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
+from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.espnet import ctc, params, registry, starting
+from espnet_hra.espnet.base import open_base, read_config, token_hash
+from espnet_hra.espnet.checking import check_data, messages, settle_new_tokens
 from espnet_hra.espnet.model import (
     ADAPTER_PREFIX,
     DATA_NAME,
     TaskNames,
     freeze_base,
-    make_task_aware,
+    task_aware,
 )
+from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.trainer import AdapterTrainer
-from espnet_hra.names import listing
+from espnet_hra.files import atomic
+from espnet_hra.files.checkpoint import beginning, differences, read_state
+from espnet_hra.names import PREFIX, adapted_encoder
+from espnet_hra.tasks.config import read_tasks
 
 registry.register()
 
@@ -49,9 +47,6 @@ class HRATask(ASRTask):
     """Speech recognition with a frozen base and an adapter."""
 
     trainer = AdapterTrainer
-
-    #: Where the base is, if not where the saved configuration says.
-    base_override: str | None = None
 
     # ------------------------------------------------------------------- options
 
@@ -122,7 +117,7 @@ class HRATask(ASRTask):
         parser.set_defaults(encoder=default_encoder, encoder_conf={})
         args = parser.parse_args(cmd)
         if args.encoder == default_encoder and "encoder" in inherited:
-            args.encoder = _adapted(inherited["encoder"])
+            args.encoder = adapted_encoder(inherited["encoder"])
         args.encoder_conf = {
             **_backbone_conf(inherited.get("encoder_conf")),
             **args.encoder_conf,
@@ -139,11 +134,13 @@ class HRATask(ASRTask):
         args = cls.parse(cmd) if args is None else args
         if not (args.collect_stats or args.dry_run or args.print_config):
             if args.encoder.startswith(PREFIX):
-                _base_source(args)  # to hear of a missing one before audio is read
-                _settle_new_tokens(args)
+                starting.base_source(
+                    args
+                )  # to hear of a missing one before audio is read
+                settle_new_tokens(args)
             if args.check_data:
-                with _messages(args.log_level):
-                    _check_data(args)
+                with messages(args.log_level):
+                    check_data(args)
         super().main(args=args)
 
     # ---------------------------------------------------------------------- data
@@ -184,43 +181,26 @@ class HRATask(ASRTask):
             # Inlined, as ESPnet does with the token list, to keep a pack whole.
             args.encoder_conf["tasks"] = list(read_tasks(args.encoder_conf["tasks"]))
         if not adapted:
-            model = super().build_model(args)
-            make_task_aware(model)
-            return model
+            return cls._build_task_aware(args)
         needs_base = not getattr(args, "collect_stats", False)
-        if needs_base:
-            source = cls.base_override or _base_source(args)
+        source = starting.base_source(args) if needs_base else ""
         # The base is built, loaded and verified with the tokens that it has.
-        args.token_list, new_tokens = projection.settle(args)
-        model = super().build_model(args)
-        make_task_aware(model)
+        args.token_list, new_tokens = ctc.settle(args)
+        model = cls._build_task_aware(args)
         if needs_base:
             freeze_base(model)
-            cls._load_base(args, model, source, len(new_tokens))
+            starting.load_named_base(args, model, source, len(new_tokens))
         if new_tokens:
-            projection.extend(model, args.token_list, new_tokens)
+            ctc.extend(model, args.token_list, new_tokens)
             args.token_list = list(model.token_list)
-        projection.attach(model)
+        ctc.attach(model)
         return model
 
     @classmethod
-    def _load_base(
-        cls,
-        args: argparse.Namespace,
-        model: torch.nn.Module,
-        source: str,
-        new_tokens: int = 0,
-    ) -> None:
-        """Load the base whole and write its fingerprints to the configuration."""
-        expected = getattr(args, "base_fingerprint", None)
-        args.base_fingerprint = load_base(
-            model, open_base(source), expected, new_tokens
-        )
-        local = Path(source).expanduser()
-        args.pretrained_model = str(local.resolve()) if local.exists() else source
-        args.encoder_conf["backbone_fingerprint"] = args.base_fingerprint["encoder"]
-        model.encoder.expected_fingerprint = args.base_fingerprint["encoder"]
-        model.encoder.verify_backbone()
+    def _build_task_aware(cls, args: argparse.Namespace) -> Any:
+        """ASRTask's model, of the task-aware counterpart of its class."""
+        with standing_in(asr, model_choices=_TaskAwareModels):
+            return super().build_model(args)
 
     @classmethod
     def load_initial_adapter(
@@ -232,7 +212,7 @@ class HRATask(ASRTask):
             BaseModelError: They are of another configuration, or none are given where
                 the controller is frozen.
         """
-        _load_initial_adapter(args, model)
+        starting.load_initial_adapter(args, model)
 
     @classmethod
     def build_untrained(cls, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -248,7 +228,9 @@ class HRATask(ASRTask):
         inherited: dict[str, Any] = {}
         if config.get("pretrained_model") and not config.get("base_fingerprint"):
             inherited = open_base(config["pretrained_model"]).model_config()
-            inherited["encoder"] = _adapted(inherited.get("encoder", args.encoder))
+            inherited["encoder"] = adapted_encoder(
+                inherited.get("encoder", args.encoder)
+            )
         conf = {
             **_backbone_conf(inherited.pop("encoder_conf", None)),
             **(config.get("encoder_conf") or {}),
@@ -258,17 +240,17 @@ class HRATask(ASRTask):
             raise BaseModelError(
                 f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
             )
-        args.token_list, new_tokens = projection.settle(args)
+        args.token_list, new_tokens = ctc.settle(args)
         model = super().build_model(args)
         freeze_base(model)
         if new_tokens:
-            projection.extend(model, args.token_list, new_tokens)
-        projection.attach(model)
+            ctc.extend(model, args.token_list, new_tokens)
+        ctc.attach(model)
         return model
 
     @classmethod
     def build_optimizers(
-        cls, args: argparse.Namespace, model: torch.nn.Module
+        cls, args: argparse.Namespace, model: Any
     ) -> list[torch.optim.Optimizer]:
         """As ASRTask; the last step before training prepares the model for it."""
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
@@ -291,14 +273,17 @@ class HRATask(ASRTask):
         config_file: Path | str | None = None,
         model_file: Path | str | None = None,
         device: str = "cpu",
-    ) -> tuple[torch.nn.Module, argparse.Namespace]:
+        base: str | None = None,
+    ) -> tuple[Any, argparse.Namespace]:
         """Build a trained model for inference. Unlike ESPnet's, loading is strict.
 
         Args:
             config_file: Saved configuration; by default beside `model_file`.
-            model_file: Checkpoint: of the adapter, or of a whole model without one. An
-                ``adapter: none`` needs none.
+            model_file: Checkpoint: of an adapter, of a base pack (which is its own
+                base), or of a model without an adapter. An ``adapter: none`` needs
+                none.
             device: Where to put the model.
+            base: Where the frozen base is, if not where the configuration says.
 
         Raises:
             BaseModelError: Keys are missing or surplus, or the base is missing or not
@@ -306,34 +291,43 @@ class HRATask(ASRTask):
         """
         if config_file is None and model_file is not None:
             config_file = Path(model_file).parent / "config.yaml"
-        config: dict[str, Any] = {}
-        if config_file is not None:
-            config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+        config = {} if config_file is None else read_config(Path(config_file))
         args = argparse.Namespace(**config)
         args.init = None  # the checkpoint replaces whatever it would give
+        args.pretrained_model = base or config.get("pretrained_model")
         if model_file is None:
             if (config.get("encoder_conf") or {}).get("adapter") == "none":
-                return cls.build_model(args).to(device), args  # has no checkpoints
+                model = cls.build_model(args)  # has no checkpoints
+                return _with_surroundings(model, args).to(device), args
             raise BaseModelError(
                 f"{config_file}: no checkpoint was given; without it the adapter would "
                 "not change anything. Give the file, e.g. valid.cer_ctc.ave.pth"
             )
-        model = cls.build_model(args)
-        state = safe_torch_load(str(model_file), map_location="cpu")
-        if isinstance(state.get("model"), dict):  # checkpoint.pth, made for resuming
-            state = state["model"]
+        state = read_state(Path(model_file))
         prefix = ""
-        if isinstance(model.encoder, AdaptedEncoder):
+        if str(config.get("encoder")).startswith(PREFIX):
             prefix = ADAPTER_PREFIX
-        own = {key for key in model.state_dict() if key.startswith(prefix)}
-        missing, surplus = sorted(own - state.keys()), sorted(state.keys() - own)
-        if missing or surplus:
-            raise BaseModelError(
-                f"{model_file} does not fit {config_file}: {len(missing)} keys are "
-                f"missing {missing[:3]}, {len(surplus)} surplus {surplus[:3]}"
-            )
-        model.load_state_dict(state, strict=not prefix)
-        return model.to(device), args
+            if len(beginning(state, prefix)) < len(state) and base is None:
+                args.pretrained_model = str(model_file)
+        model = cls.build_model(args)
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(prefix)}
+        found = {k: v for k, v in state.items() if k.startswith(prefix)}
+        problems = differences(own, found)
+        if problems:
+            raise BaseModelError(f"{model_file} does not fit {config_file}: {problems}")
+        model.load_state_dict(found, strict=not prefix)
+        return _with_surroundings(model, args).to(device), args
+
+
+class _TaskAwareModels:
+    """ESPnet's registry of models, with the task-aware counterpart of each."""
+
+    _choices = asr.model_choices
+
+    @classmethod
+    def get_class(cls, name: str | None) -> type:
+        """The class of a name, as of ESPnet's registry."""
+        return task_aware(cls._choices.get_class(name))
 
 
 def autocast_dtype(choice: str, gpu: bool) -> torch.dtype | None:
@@ -353,11 +347,6 @@ def autocast_dtype(choice: str, gpu: bool) -> torch.dtype | None:
     return torch.bfloat16 if choice == "bfloat16" else None
 
 
-def _adapted(encoder: str) -> str:
-    """The adapted counterpart of an encoder's name."""
-    return PREFIX + encoder.removeprefix(PREFIX)
-
-
 def _backbone_conf(encoder_conf: dict[str, Any] | None) -> dict[str, Any]:
     """A base's `encoder_conf`; one that is adapted itself is taken for its backbone."""
     conf = dict(encoder_conf or {})
@@ -366,190 +355,14 @@ def _backbone_conf(encoder_conf: dict[str, Any] | None) -> dict[str, Any]:
     return conf
 
 
-@contextlib.contextmanager
-def _messages(level: int | str) -> Iterator[None]:
-    """Show this package's messages before ESPnet sets up logging, without doing it."""
-    log, handler = logging.getLogger("espnet_hra"), logging.StreamHandler()
-    log.addHandler(handler)
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(logging.NOTSET)
-
-
-def _check_data(args: argparse.Namespace) -> None:
-    """Check the data of training and validation; see :mod:`espnet_hra.data.checks`.
-
-    Raises:
-        DataError: With all problems of both in one report, unless they shall be
-            skipped; then the arguments name lists without them.
-    """
-    try:
-        requirements = validate.requirements_from_config(args)
-    except (ValueError, OSError) as e:
-        raise DataError(f"the configuration cannot be used: {e}") from e
-    reports = {}
-    for part in ("train", "valid"):
-        lists = _lists(args, part)
-        if "speech" not in lists or args.multi_task_dataset:
-            continue  # features, or data in a form of their own
-        if DATA_NAME not in lists and len(requirements.tasks or ()) > 1:
-            raise DataError(
-                f"there are several tasks ({listing(requirements.tasks)}) and nothing "
-                f"says which utterance has which: add --{part}_data_path_and_name_and_"
-                f"type PATH/{DATA_NAME},{DATA_NAME},text"
-            )
-        reports[part] = validate.check(
-            lists["speech"],
-            lists.get("text"),
-            lists.get(DATA_NAME),
-            requirements=requirements,
-        )
-    bad = {part: report for part, report in reports.items() if not report.ok}
-    if not bad:
-        return
-    text = "\n".join(f"{part} data: {report}" for part, report in bad.items())
-    if not args.skip_bad:
-        raise DataError(
-            f"{text}\nCorrect them, or leave these utterances out with --skip_bad true"
-        )
-    logger.warning(f"{text}\nLeft out, because of --skip_bad true")
-    for part, report in bad.items():
-        if not report.good:
-            raise DataError(f"{text}\nNo utterance of the {part} data is left")
-        _restrict(args, part, report.good)
-
-
-def _settle_new_tokens(args: argparse.Namespace) -> None:
-    """Replace ``new_tokens: auto`` by tokens, and add new tokens to the token list.
-
-    Raises:
-        ConfigError: They cannot be learned.
-        DataError: The training text cannot be read.
-    """
-    own = args.encoder_conf.get("adapter_conf") or {}
-    if not own.get("new_tokens"):
-        return
-    if own["new_tokens"] == projection.AUTO:
-        found = _unknown_tokens(args)
-        logger.info(f"New tokens, from the training text: {found or 'none'}")
-        args.encoder_conf["adapter_conf"] = {**own, "new_tokens": list(found)}
-    tokens, new = projection.settle(args)
-    args.token_list = projection.with_new(tokens, new)
-
-
-def _unknown_tokens(args: argparse.Namespace) -> dict[str, int]:
-    """How often the training text has which characters that the base lacks."""
-    if args.token_type != "char":
-        raise ConfigError(
-            f"adapter_conf: new_tokens: {projection.AUTO} takes characters from the "
-            f"text, and this model's tokens are of another type ({args.token_type})"
-        )
-    counts: collections.Counter = collections.Counter()
-    try:
-        tokenizer = validate.requirements_from_config(args).tokenizer
-        path = _lists(args, "train").get("text")
-        if path is not None and tokenizer is not None:
-            for line in Path(path).read_text(encoding="utf-8").splitlines():
-                counts.update(tokenizer("".join(line.split(maxsplit=1)[1:])))
-    except (ValueError, OSError) as e:
-        raise DataError(f"the training text cannot be read: {e}") from e
-    known = set(projection.read_tokens(args.token_list))
-    return {token: counts[token] for token in sorted(counts) if token not in known}
-
-
-def _lists(args: argparse.Namespace, part: str) -> dict[str, str]:
-    """The lists of a part's data streams, by name."""
-    return {
-        name: path
-        for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
-        if (name, kind) in (("speech", "sound"), ("text", "text"), (DATA_NAME, "text"))
-    }
-
-
-def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
-    """Make the arguments name copies of the lists that have some utterances only."""
-    folder = Path(args.output_dir) / "checked" / part
-    lists = _lists(args, part)
-    sources = {_KALDI_NAMES[name]: path for name, path in lists.items()}
-    validate.write_lists(sources, folder, keep)
-    setattr(
-        args,
-        f"{part}_data_path_and_name_and_type",
-        [
-            (str(folder / _KALDI_NAMES[name]) if name in lists else path, name, kind)
-            for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
-        ],
-    )
-    kept, shapes = set(keep), []
-    for path in getattr(args, f"{part}_shape_file"):
-        shapes.append(str(folder / f"shape.{len(shapes)}"))
-        with open(path, encoding="utf-8") as file:
-            lines = [line for line in file if line.split(maxsplit=1)[:1]]
-        Path(shapes[-1]).write_text(
-            "".join(line for line in lines if line.split(maxsplit=1)[0] in kept),
-            encoding="utf-8",
-        )
-    setattr(args, f"{part}_shape_file", shapes)
-
-
-_KALDI_NAMES = {"speech": "wav.scp", "text": "text", DATA_NAME: DATA_NAME}
-
-
-def _base_source(args: argparse.Namespace) -> str:
-    """How the configuration names its base."""
-    if getattr(args, "pretrained_model", None) is not None:
-        return args.pretrained_model
-    files = list(getattr(args, "init_param", None) or [])
-    if len(files) == 1 and ":" not in files[0]:
-        # It is loaded as a base is: whole, verified and named.
-        args.pretrained_model, args.init_param = files[0], []
-        return files[0]
-    raise BaseModelError(
-        f"encoder: {args.encoder} needs the trained model that it adapts, and a part "
-        "of one would leave the rest random: give --pretrained_model ZIP|DIR|TAG|FILE"
-        + (f" instead of --init_param {' '.join(files)}" if files else "")
-    )
-
-
-def _load_initial_adapter(args: argparse.Namespace, model: torch.nn.Module) -> None:
-    """Start from an earlier adapter's controller and tasks."""
-    adapter = model.encoder.adapter
-    if args.init_adapter is None:
-        if adapter.regime == "new_task":
-            raise BaseModelError(
-                "regime: new_task freezes the controller, which would be random: give "
-                "--init_adapter the checkpoint of a joint training"
-            )
-        return
-    state = {
-        key.removeprefix(ADAPTER_PREFIX): tensor
-        for key, tensor in safe_torch_load(
-            args.init_adapter, map_location="cpu"
-        ).items()
-        if key.startswith(ADAPTER_PREFIX)
-    }
-    own = adapter.state_dict()
-    shared = {k for k in own.keys() | state if not k.startswith("heads.")}
-    missing, surplus = sorted(shared - state.keys()), sorted(shared - own.keys())
-    other = [k for k in own.keys() & state if own[k].shape != state[k].shape]
-    if missing or surplus or other or not state:
-        raise BaseModelError(
-            f"--init_adapter {args.init_adapter}: not an adapter of this configuration "
-            f"(missing: {missing or 'none'}; surplus: {surplus or 'none'}; of another "
-            f"shape: {other or 'none'}; tasks in the file: {listing(_tasks_of(state))})"
-        )
-    taken = {key: state[key] for key in own.keys() & state}
-    adapter.load_state_dict(taken, strict=False)
-    logger.info(f"Started from {args.init_adapter}: {', '.join(sorted(taken))}")
-
-
-def _tasks_of(state: Mapping[str, Any]) -> list[str]:
-    """Names of the tasks in an adapter's state."""
-    heads = sorted(key for key in state if key.startswith("heads."))
-    return [key.removeprefix("heads.").replace("/", ".") for key in heads]
+def _with_surroundings(model: Any, args: argparse.Namespace) -> Any:
+    """A model whose encoder knows what task files must agree with besides itself."""
+    if isinstance(model.encoder, AdaptedEncoder):
+        base = dict(getattr(args, "base_fingerprint", None) or {})
+        base.pop("encoder", None)
+        tokens = token_hash(args.token_list)
+        model.encoder.surroundings = {"base": base, "tokens": tokens}
+    return model
 
 
 def _report_parameters(args: argparse.Namespace, model: torch.nn.Module) -> None:
@@ -560,4 +373,4 @@ def _report_parameters(args: argparse.Namespace, model: torch.nn.Module) -> None
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(counts, indent=2) + "\n"
-        (folder / "params.json").write_text(text, encoding="utf-8")
+        atomic.write(folder / "params.json", text)

@@ -11,11 +11,9 @@ it is copied here; ``run`` is called within three changes that last as long as i
 import contextlib
 import logging
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
@@ -25,6 +23,9 @@ from espnet2.train.reporter import Reporter
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.stepping import used_only
 from espnet_hra.espnet.model import ADAPTER_PREFIX
+from espnet_hra.espnet.seam import standing_in
+from espnet_hra.files import atomic
+from espnet_hra.files.checkpoint import read_state
 
 _save = torch.save
 _average = espnet_trainer.average_nbest_models
@@ -38,12 +39,12 @@ class AdapterTrainer(espnet_trainer.Trainer):
         """See ESPnet's ``Trainer.run``."""
         options = kwargs["trainer_options"]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch.object(torch, "save", atomic_save))
+            stack.enter_context(standing_in(torch, save=save))
             if isinstance(model.encoder, AdaptedEncoder):
                 stack.enter_context(adapter_only_state(model))
                 stack.enter_context(
-                    mock.patch.object(
-                        espnet_trainer, "average_nbest_models", average_nbest_adapters
+                    standing_in(
+                        espnet_trainer, average_nbest_models=average_nbest_adapters
                     )
                 )
             if options.resume:
@@ -57,29 +58,18 @@ class AdapterTrainer(espnet_trainer.Trainer):
             return super().train_one_epoch(**kwargs)
 
     @classmethod
-    def plot_attention(cls, model: torch.nn.Module, **kwargs: Any) -> None:
+    def plot_attention(cls, model: Any, **kwargs: Any) -> None:
         """As ESPnet's, in full precision: NumPy and its plots know no bfloat16."""
-        with mock.patch.object(model, "autocast_dtype", None):
+        with model.full_precision():
             super().plot_attention(model=model, **kwargs)
 
 
-def atomic_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
     """``torch.save`` that replaces a file in one step, or leaves it as it was."""
-    if not isinstance(f, (str, os.PathLike)):
+    if not isinstance(f, str | os.PathLike):
         return _save(obj, f, *args, **kwargs)
-    path = Path(f)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _save(obj, file, *args, **kwargs)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with atomic.replacing(f) as file:
+        _save(obj, file, *args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -139,17 +129,14 @@ def average_nbest_adapters(
             stem = f"{phase}.{key}.ave_{n}best."
             path = output_dir / f"{stem}{suffix + '.' if suffix else ''}pth"
             if n > 1 and path.is_file():
-                members = [
-                    safe_torch_load(output_dir / f"{e}epoch.pth", map_location="cpu")
-                    for e in epochs[:n]
-                ]
-                atomic_save(_keep_identical(path, members), path)
+                members = [read_state(output_dir / f"{e}epoch.pth") for e in epochs[:n]]
+                save(_keep_identical(path, members), path)
 
 
 def _keep_identical(
     path: Path, members: Sequence[dict[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    average = safe_torch_load(path, map_location="cpu")
+    average = read_state(path)
     first, *others = members
     for key in average:
         if all(torch.equal(first[key], other[key]) for other in others):
@@ -177,7 +164,7 @@ def repair(output_dir: Path, criteria: Sequence[Sequence[str]]) -> None:
     model = output_dir / f"{epoch}epoch.pth"
     if not model.exists():
         logging.info(f"{model.name} was not written before the stop; writing it now")
-        atomic_save(states["model"], model)
+        save(states["model"], model)
     links = {"latest.pth": epoch}
     for phase, key, mode in criteria:
         if reporter.has(phase, key):

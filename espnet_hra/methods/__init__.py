@@ -1,22 +1,21 @@
-"""Adapters by the name that `encoder_conf: adapter:` gives them.
+"""Methods by the name that `encoder_conf: adapter:` gives them.
 
-A rival is added here: one module with one :class:`~espnet_hra.methods.base.Adapter`,
-one line in :data:`ADAPTERS`.
+A method is added here: one module with one
+:class:`~espnet_hra.methods.base.Adapter`, one line in :data:`METHODS`.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone
-from espnet_hra.methods.bitfit import BitFit
-from espnet_hra.methods.full import FullFineTuning
+from espnet_hra.methods.differences import BitFit, FullFineTuning, NoAdapter
 from espnet_hra.methods.hra import HierarchicalRecurrentAdapter
 from espnet_hra.methods.lora import LoRA
-from espnet_hra.methods.none import NoAdapter
 from espnet_hra.methods.residual import ResidualAdapter
 
-ADAPTERS: dict[str, type[Adapter]] = {
+METHODS: dict[str, Callable[..., Adapter]] = {
     "hra": HierarchicalRecurrentAdapter,
     "residual": ResidualAdapter,
     "lora": LoRA,
@@ -26,17 +25,26 @@ ADAPTERS: dict[str, type[Adapter]] = {
 }
 
 
-def adapter_class(name: str) -> type[Adapter]:
-    """The adapter of a name.
+def method(name: object) -> Callable[..., Adapter]:
+    """The method of a name.
 
     Raises:
         ConfigError: There is none.
     """
-    if name not in ADAPTERS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(
-            f"adapter: {name!r} is not available; built are: {', '.join(ADAPTERS)}"
+            f"adapter: {name!r} is not available; built are: {', '.join(METHODS)}"
         )
-    return ADAPTERS[name]
+    return METHODS[name]
+
+
+def default_ctc(name: object) -> str:
+    """The key ``ctc`` of a model with this method that does not say.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    return getattr(method(name), "default_ctc", "frozen")
 
 
 def build_adapter(
@@ -50,13 +58,15 @@ def build_adapter(
         conf: Value of `adapter_conf:`.
 
     Raises:
-        ConfigError: The name is not one of :data:`ADAPTERS`, or the configuration has
+        ConfigError: The name is not one of :data:`METHODS`, or the configuration has
             an unknown key or a value that is not possible.
     """
-    built = adapter_class(name)
-    own = list(inspect.signature(built).parameters)[1:]
-    common = list(inspect.signature(built.configure).parameters)[1:]
-    conf = conf or {}
+    built = method(name)
+    own = [key for key in inspect.signature(built).parameters if key != "backbone"]
+    common = list(inspect.signature(Adapter.configure).parameters)[1:]
+    conf = {} if conf is None else conf
+    if not isinstance(conf, dict):
+        raise ConfigError(f"adapter_conf: {conf!r} must be keys and values")
     for key in conf:
         if key not in own + common:
             raise ConfigError(

@@ -1,47 +1,55 @@
-"""What an adapter is to the encoder: the small protocol behind the key `adapter:`.
+"""What a method of adaptation is: the small protocol behind the key `adapter:`.
 
-For one forward pass an adapter may act in two ways. It may change what each layer hands
-to the next (:meth:`Adapter.begin`), or let others stand in the place of parameters and
-modules of the encoder (:meth:`Adapter.changes`). In both cases nothing is written to
-the encoder itself.
+For one forward pass a method may act in two ways. It may change what each layer hands
+to the next (:meth:`Adapter.after_layers`), or let others stand in the place of
+parameters and modules of the encoder (:meth:`Adapter.changes`). In both cases nothing
+is written to the encoder itself, and the method sees the tensors of the tasks at hand,
+not the tasks.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from espnet_hra.errors import ConfigError
-from espnet_hra.tasks.bank import Section, TaskBank, Tensors
+from espnet_hra.methods.checks import check_choice, check_size
+from espnet_hra.methods.substitution import REENTRANT, Change
+from espnet_hra.tasks.bank import Initialise, TaskBank, zeros
+from espnet_hra.tasks.layout import Section, Tensors
 
-#: Called after each layer: (index of the layer, its output [b, ..., d], its input
-#: [b, ..., d]) -> what the next layer receives, of the same shape.
-AfterLayer = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
-#: What stands in for a parameter or module of the encoder: a function of the original.
-Change = Callable[[Any], Any]
+@dataclass(frozen=True)
+class Backbone:
+    """What a method may know of the encoder, before the adapter is attached to it.
 
-#: The encoder's own parameters and modules, before the adapter is attached to it.
-Backbone = torch.nn.Module
+    Attributes:
+        module: The encoder.
+        width: Width d of what its layers return.
+        layers: Its layers, in order.
+        path: Dotted path of their list within the encoder.
+    """
 
-REENTRANT = (
-    "reentrant activation checkpointing of single layers would lose the gradient of "
-    "{}: call torch.utils.checkpoint.checkpoint with use_reentrant=False"
-)
+    module: torch.nn.Module
+    width: int
+    layers: Sequence[torch.nn.Module]
+    path: str
 
 
 class OnePass:
-    """An :data:`AfterLayer` that hands on what the layer returned.
+    """What happens after each layer, for one pass over the depth of the encoder.
 
-    Reentrant checkpoints run layers without gradients first, and give gradients to
-    nothing but their inputs: what the tasks own would silently learn nothing.
+    All state of a pass is kept here and not on the method's module: so threads, nested
+    calls and activation checkpointing cannot mix it up.
 
     Attributes:
-        ended: Whether the pass is over; the encoder sets it. A layer that runs later
-            is one that activation checkpointing runs again.
+        ended: Whether the pass is over. A layer that runs later is one that activation
+            checkpointing runs again.
     """
+
+    #: What would be lost by reentrant checkpoints, for the message.
+    what = "the adapter"
 
     def __init__(self) -> None:
         self.grad = torch.is_grad_enabled()
@@ -50,46 +58,89 @@ class OnePass:
     def __call__(
         self, index: int, x: torch.Tensor, given: torch.Tensor
     ) -> torch.Tensor:
-        if self.grad and not torch.is_grad_enabled():
-            raise RuntimeError(REENTRANT.format("the adapter"))
+        """What the next layer receives. Arguments as of :meth:`step`.
+
+        Raises:
+            RuntimeError: In reentrant checkpoints. They run layers without gradients
+                first, and give gradients to nothing but their inputs: what the tasks
+                own would silently learn nothing.
+        """
+        if self.grad and not self.ended and not torch.is_grad_enabled():
+            raise RuntimeError(REENTRANT.format(self.what))
+        return self.step(index, x, given)
+
+    def step(self, index: int, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        """One layer.
+
+        Args:
+            index: Which layer, from 0.
+            x: Its output, (b, ..., d).
+            given: Its input, (b, ..., d).
+
+        Returns:
+            What the next layer receives, (b, ..., d).
+        """
         return x
+
+    def end(self) -> None:
+        """Say that the pass is over."""
+        self.ended = True
+
+
+@dataclass
+class OwnProjection:
+    """The CTC projection that every task has for itself (``ctc: task``).
+
+    Attributes:
+        section: Where it lies in a task's vector.
+        vocab_size: Number of tokens.
+        new_tokens: Those that the backbone does not have.
+        attached: Whether a model's CTC asks for it.
+    """
+
+    section: Section
+    vocab_size: int
+    new_tokens: list[str]
+    attached: bool = False
 
 
 class Adapter(torch.nn.Module):
-    """A module that lives at ``encoder.adapter`` and changes what the encoder computes.
+    """A method: a module that lives at ``encoder.adapter``.
 
-    The state of a pass belongs to what :meth:`begin` and :meth:`changes` return and not
-    to the module: so threads, nested calls and activation checkpointing cannot mix it
-    up.
+    A subclass takes the backbone and its own keys of ``adapter_conf``, and keeps no
+    reference to the backbone. The keys that all methods have are those of
+    :meth:`configure`.
 
-    A subclass takes the backbone and its own keys of ``adapter_conf``, keeps no
-    reference to the backbone, and sets :attr:`heads` and :attr:`own_config`. The keys
-    that all adapters have are those of :meth:`configure`.
+    Args:
+        config: Name, sizes and choices that a task's file must agree with; ``adapter``
+            and ``width`` at least.
+        shapes: Names and shapes of the tensors that a task has.
+        initialise: Fills a new task's tensors in place, so that it changes nothing yet.
 
     Attributes:
         heads: The parameters of the tasks.
         mixes: Whether one pass can serve utterances of several tasks. Where it is
             False, the encoder runs a mixed batch task by task.
         default_ctc: The key ``ctc`` of a model that does not say.
-        ctc: Where in a task's vector its CTC projection is; None if it has none.
-        projects: Whether a model's CTC asks for these projections.
+        ctc: The tasks' CTC projections; None if they have none.
         backbone_dropout: Whether the frozen backbone drops out while tasks are
             trained.
-        own_config: Name, sizes and choices that a task's file must agree with.
     """
 
-    heads: TaskBank
     mixes = True
     default_ctc = "frozen"
-    own_config: dict[str, Any]
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, Sequence[int]],
+        initialise: Initialise = zeros,
+    ):
         super().__init__()
-        self.ctc: Section | None = None
-        self.projects = False
+        self.own_config = dict(config)
+        self.heads = TaskBank(shapes, initialise)
+        self.ctc: OwnProjection | None = None
         self.backbone_dropout = False
-        self.vocab_size = 0
-        self.new_tokens: list[str] = []
 
     def configure(
         self,
@@ -99,7 +150,7 @@ class Adapter(torch.nn.Module):
         new_tokens: Sequence[str] | None = None,
         backbone_dropout: bool = False,
     ) -> None:
-        """Set what every adapter can be asked for. Once, before there are tasks.
+        """Set what every method can be asked for. Once, before there are tasks.
 
         Args:
             regime: ``joint`` trains what tasks share with the tasks; ``new_task``
@@ -115,6 +166,8 @@ class Adapter(torch.nn.Module):
         Raises:
             ConfigError: A value is not possible.
         """
+        # Optimizers count parameters in this order: what is shared, then the tasks.
+        self._modules["heads"] = self._modules.pop("heads")
         check_choice("ctc", ctc, ("frozen", "task"))
         check_choice("backbone_dropout", backbone_dropout, (False, True))
         self.regime = regime
@@ -128,10 +181,10 @@ class Adapter(torch.nn.Module):
                 "model, give vocab_size"
             )
         check_size("vocab_size", vocab_size)
-        self.vocab_size, self.new_tokens = vocab_size, list(new_tokens or ())
-        self.ctc = self.heads.extend(
+        section = self.heads.extend(
             {"ctc.weight": (vocab_size, self.width), "ctc.bias": (vocab_size,)}
         )
+        self.ctc = OwnProjection(section, vocab_size, list(new_tokens or ()))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -148,12 +201,51 @@ class Adapter(torch.nn.Module):
         """What a task's head and the shared part must agree on."""
         config = dict(self.own_config)
         if self.ctc is not None:
-            config.update(ctc="task", vocab_size=self.vocab_size)
-        if self.new_tokens:
-            config["new_tokens"] = self.new_tokens
+            config.update(ctc="task", vocab_size=self.ctc.vocab_size)
+            if self.ctc.new_tokens:
+                config["new_tokens"] = self.ctc.new_tokens
         return config
 
-    # ---------------------------------------------------------------- parameters
+    # ------------------------------------------------------------ what a method says
+
+    def after_layers(self, tensors: Tensors) -> OnePass:
+        """Start a pass over the depth of the encoder.
+
+        Args:
+            tensors: Of the task, of the shapes that the constructor was given; or of
+                one task per utterance of the batch, with a leading batch axis.
+        """
+        return OnePass()
+
+    def changes(self, tensors: Tensors) -> Mapping[str, Change]:
+        """What a pass changes within the encoder, by dotted path.
+
+        Asked for only where :attr:`mixes` is False.
+
+        Args:
+            tensors: Of the task, of the shapes that the constructor was given.
+        """
+        return {}
+
+    def pass_dtype(self) -> torch.dtype | None:
+        """The type in which a pass computes with the tensors; None for their own."""
+        return None
+
+    def reset_shared(self) -> None:
+        """Initialise what all tasks share."""
+
+    def count(self) -> tuple[int, int]:
+        """Parameters from the method's arithmetic: shared, and of each task.
+
+        Both without the CTC projection.
+        """
+        raise NotImplementedError
+
+    def own_macs(self) -> int:
+        """Multiply-accumulates that the method adds per encoder frame."""
+        raise NotImplementedError
+
+    # --------------------------------------------------------------------- parameters
 
     def shared_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Parameters that all tasks share, by name."""
@@ -176,42 +268,32 @@ class Adapter(torch.nn.Module):
         for p in self.shared_parameters().values():
             p.requires_grad_(value == "joint")
 
-    def reset_parameters(self) -> None:
-        """Initialise every task that exists, and what they share."""
+    def espnet_initialization_fn(self) -> None:
+        """ESPnet's ``--init`` rewrites every matrix; a new task must stay neutral."""
+        self.reset_shared()
         for name in self.heads.own:
             self.heads.initialise(self.heads.vector(name))
 
-    def espnet_initialization_fn(self) -> None:
-        """ESPnet's ``--init`` rewrites every matrix; a new task must stay neutral."""
-        self.reset_parameters()
+    # -------------------------------------------------------------------- computation
 
-    def add_task(self, name: str, like: torch.Tensor) -> None:
-        """Add a task that changes nothing yet. See :meth:`TaskBank.add`."""
-        self.heads.add(name, like)
-
-    # --------------------------------------------------------------- computation
-
-    def begin(self, names: Sequence[str]) -> AfterLayer:
-        """Start a pass over the depth of the encoder.
-
-        Args:
-            names: One task per utterance of the batch, or one for all; only one task
-                where :attr:`mixes` is False.
+    def begin(self, names: Sequence[str]) -> OnePass:
+        """Start a pass with these tasks: one per utterance of the batch, or one.
 
         Raises:
             TaskError: A task is unknown.
         """
-        return OnePass()
+        return self.after_layers(self._own_tensors(names, self.pass_dtype()))
 
-    def changes(self, name: str) -> Mapping[str, Change]:
+    def changes_for(self, name: str) -> Mapping[str, Change]:
         """What a pass with this task changes within the encoder, by dotted path.
-
-        Asked for only where :attr:`mixes` is False.
 
         Raises:
             TaskError: The task is unknown.
         """
-        return {}
+        return {} if self.mixes else self.changes(self._own_tensors([name], None))
+
+    def _own_tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
+        return self.heads.gather(names, dtype, self.heads.layout.sections[0])
 
     def projection(self, names: Sequence[str], dtype: torch.dtype) -> Tensors:
         """What tasks add to the CTC projection: `weight` (v, d) and `bias` (v).
@@ -221,150 +303,31 @@ class Adapter(torch.nn.Module):
                 utterance the tensors have a leading batch axis.
             dtype: Type to compute in.
         """
-        tensors = self.heads.gather(names, dtype, self.ctc)
+        assert self.ctc is not None, "asked for with ctc: task only"
+        tensors = self.heads.gather(names, dtype, self.ctc.section)
         return {name.removeprefix("ctc."): t for name, t in tensors.items()}
 
-    # ---------------------------------------------------------------- arithmetic
-
-    def count(self) -> tuple[int, int]:
-        """Parameters from the method's arithmetic: shared, and of each task.
-
-        Both without the CTC projection.
-        """
-        raise NotImplementedError
-
-    def own_macs(self) -> int:
-        """Multiply-accumulates that the method adds per encoder frame."""
-        raise NotImplementedError
+    # --------------------------------------------------------------------- arithmetic
 
     def formula(self) -> dict[str, int]:
         """Parameter counts from arithmetic: ``shared``, ``per_task``."""
         shared, per_task = self.count()
-        per_task += (self.width + 1) * self.vocab_size
-        return {"shared": shared, "per_task": per_task}
+        return {"shared": shared, "per_task": per_task + sum(self._projection_counts())}
 
     def macs(self) -> int:
         """Multiply-accumulates that the adapter adds per encoder frame.
 
         One for each weight of a matrix; biases and norms are left out, as usual.
         """
-        return self.own_macs() + self.width * self.vocab_size
+        weights, _ = self._projection_counts()
+        return self.own_macs() + weights
+
+    def _projection_counts(self) -> tuple[int, int]:
+        """Weights and biases of a task's CTC projection."""
+        tokens = 0 if self.ctc is None else self.ctc.vocab_size
+        return self.width * tokens, tokens
 
 
-class Differences(Adapter):
-    """Tasks that have some of the encoder's parameters for themselves.
-
-    What a task holds is the *difference* to the backbone's parameters. So zero is the
-    backbone bit for bit, whichever base is loaded after the task was added; and weight
-    decay draws towards the backbone, not towards zero.
-
-    Args:
-        name: Of the adapter.
-        backbone: The encoder.
-        parameters: Those that each task has for itself, by their path in the encoder.
-    """
-
-    mixes = False
-
-    def __init__(
-        self, name: str, backbone: Backbone, parameters: Mapping[str, torch.Tensor]
-    ):
-        super().__init__()
-        self.own_config = {
-            "adapter": name,
-            "width": backbone.output_size(),
-            "layers": len(backbone.encoders),
-        }
-        self._sizes = [p.numel() for p in parameters.values()]
-        self.heads = TaskBank({path: p.shape for path, p in parameters.items()})
-
-    def changes(self, name: str) -> Mapping[str, Change]:
-        tensors = self.heads.gather([name], section=self.heads.sections[0])
-        return {path: functools.partial(torch.add, t) for path, t in tensors.items()}
-
-    def count(self) -> tuple[int, int]:
-        return 0, sum(self._sizes)
-
-    def own_macs(self) -> int:
-        return 0  # other parameters, not more of them
-
-
-# --------------------------------------------------------------------------- helpers
-
-
-def check_choice(key: str, value: Any, possible: Sequence[str]) -> None:
-    """Raise ConfigError if a value of ``adapter_conf`` is not one of the possible."""
-    if value not in possible:
-        raise ConfigError(
-            f"adapter_conf: {key}: {value!r} is not available; "
-            f"built are: {', '.join(map(str, possible))}"
-        )
-
-
-def check_size(key: str, value: Any) -> None:
-    """Raise ConfigError if a value of ``adapter_conf`` is no whole number above 0."""
-    if type(value) is not int or value < 1:
-        raise ConfigError(
-            f"adapter_conf: {key}: {value!r} must be a whole number above 0"
-        )
-
-
-def init_matrix(matrix: torch.Tensor) -> None:
-    """Uniform in +-1/sqrt(columns), torch's default for a linear layer."""
-    bound = matrix.size(-1) ** -0.5
-    torch.nn.init.uniform_(matrix, -bound, bound)
-
-
-def affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """``weight x + bias`` with one matrix for the batch, or one per utterance.
-
-    Args:
-        x: (b, ..., i).
-        weight: (o, i), or (b, o, i).
-        bias: (o), or (b, o).
-
-    Returns:
-        (b, ..., o).
-    """
-    if weight.dim() == 2:
-        return F.linear(x, weight, bias)
-    flat = x.reshape(x.size(0), -1, x.size(-1))  # [b, t, i]
-    y = torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2))  # [b, t, o]
-    return y.view(*x.shape[:-1], y.size(-1))
-
-
-def shallow_copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A module of its own that shares everything that it holds with the original."""
-    copied = module.__class__.__new__(module.__class__)
-    copied.__dict__.update(module.__dict__)
-    return copied
-
-
-def changed(module: torch.nn.Module, changes: Mapping[str, Change]) -> torch.nn.Module:
-    """A shallow copy of a module in which some parameters and submodules are others.
-
-    Args:
-        module: Is left as it is.
-        changes: What stands in for what, by the dotted path within the module.
-    """
-    if _WRAPPED in module._modules:  # a wrapper that its layer's paths do not show
-        how = getattr(getattr(module, "checkpoint_impl", None), "name", None)
-        if how == "REENTRANT" and torch.is_grad_enabled():
-            raise RuntimeError(REENTRANT.format("the adapter"))
-        changes = {f"{_WRAPPED}.{path}": change for path, change in changes.items()}
-    by_child: dict[str, dict[str, Change]] = {}
-    for path, change in changes.items():
-        name, _, rest = path.partition(".")
-        by_child.setdefault(name, {})[rest] = change
-    copied = shallow_copy(module)
-    copied._parameters = dict(module._parameters)
-    copied._modules = dict(module._modules)
-    for name, deeper in by_child.items():
-        holder = copied._parameters if name in module._parameters else copied._modules
-        change = deeper.get("")
-        holder[name] = change(holder[name]) if change else changed(holder[name], deeper)
-    return copied
-
-
-#: Where torch's activation checkpointing and offloading wrappers keep their module.
-_WRAPPED = "_checkpoint_wrapped_module"
+def count_weights(shapes: Iterable[Sequence[int]]) -> int:
+    """Number of values of these shapes."""
+    return sum(torch.Size(shape).numel() for shape in shapes)

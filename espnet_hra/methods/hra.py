@@ -35,22 +35,15 @@ What the paper leaves open, and what is chosen here:
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from espnet_hra.errors import ConfigError
-from espnet_hra.methods.base import (
-    REENTRANT,
-    Adapter,
-    AfterLayer,
-    Backbone,
-    affine,
-    check_choice,
-    check_size,
-    init_matrix,
-)
-from espnet_hra.tasks.bank import TaskBank, Tensors
+from espnet_hra.methods.base import Adapter, Backbone, OnePass
+from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
+from espnet_hra.methods.tensors import affine, init_matrix
+from espnet_hra.tasks.layout import Tensors
 
 
 def _dense(*shape: int) -> torch.nn.Parameter:
@@ -88,6 +81,11 @@ class Controller(torch.nn.Module):
         if self.own_bias:
             self.b = _dense(layers, *self.b.shape)
         self.reset_parameters()
+
+    W: torch.nn.Parameter
+    b: torch.nn.Parameter
+    u: torch.nn.Parameter
+    U: torch.nn.Parameter
 
     def build(self) -> None:
         """Create the parameters."""
@@ -222,13 +220,45 @@ class LiGRU(Controller):
         return torch.lerp(candidate, h, gate)  # candidate + gate * (h - candidate)
 
 
-CONTROLLERS = {"indrnn": IndRNN, "rnn": RNN, "ligru": LiGRU, "none": Memoryless}
+CONTROLLERS: dict[str, type[Controller]] = {
+    "indrnn": IndRNN,
+    "rnn": RNN,
+    "ligru": LiGRU,
+    "none": Memoryless,
+}
 
 
 # ---------------------------------------------------------------------------- heads
 
 
-class LinearHead:
+class Head:
+    """What a task adds to a layer's output, from the controller's state.
+
+    Sizes are those of the encoder (d), the controller (c), and inside (f).
+    """
+
+    @staticmethod
+    def layout(d: int, c: int, f: int) -> dict[str, Sequence[int]]:
+        """Names and shapes of its tensors."""
+        raise NotImplementedError
+
+    @staticmethod
+    def count(d: int, c: int, f: int) -> int:
+        """Number of parameters, from the arithmetic."""
+        raise NotImplementedError
+
+    @staticmethod
+    def init(p: Tensors) -> None:
+        """Initial values: the last matrix and bias are zero."""
+        raise NotImplementedError
+
+    @staticmethod
+    def apply(h: torch.Tensor, p: Tensors) -> torch.Tensor:
+        """What is added, (b, ..., d), from h, (b, ..., c)."""
+        raise NotImplementedError
+
+
+class LinearHead(Head):
     """``V h + v``."""
 
     @staticmethod
@@ -249,7 +279,7 @@ class LinearHead:
         return affine(h, p["V"], p["v"])
 
 
-class FeedForwardHead:
+class FeedForwardHead(Head):
     """``V2 relu(V1 h + v1) + v2``."""
 
     @staticmethod
@@ -272,7 +302,7 @@ class FeedForwardHead:
         return affine(affine(h, p["V1"], p["v1"]).relu_(), p["V2"], p["v2"])
 
 
-HEADS = {"linear": LinearHead, "ffn": FeedForwardHead}
+HEADS: dict[str, type[Head]] = {"linear": LinearHead, "ffn": FeedForwardHead}
 
 
 # -------------------------------------------------------------------------- adapter
@@ -313,7 +343,6 @@ class HierarchicalRecurrentAdapter(Adapter):
         output_scale: str = "none",
         reads: str = "output",
     ):
-        super().__init__()
         check_choice("controller", controller, CONTROLLERS)
         check_choice("head", head, HEADS)
         check_choice("input_norm", input_norm, ("layer_norm", "none"))
@@ -322,13 +351,10 @@ class HierarchicalRecurrentAdapter(Adapter):
         check_choice("reads", reads, ("output", "input"))
         check_size("controller_size", controller_size)
         check_size("head_size", head_size)
-        if type(recurrent_init) not in (int, float) or recurrent_init < 0:
-            raise ConfigError(
-                f"adapter_conf: recurrent_init: {recurrent_init!r} must be a number, "
-                "0 or more"
-            )
-        width, self.num_layers = backbone.output_size(), len(backbone.encoders)
-        self.own_config = {
+        positive = is_number(recurrent_init) and recurrent_init >= 0
+        check_number("recurrent_init", recurrent_init, positive, "a number, 0 or more")
+        width, layers = backbone.width, len(backbone.layers)
+        config: dict[str, Any] = {
             "adapter": "hra",
             "width": width,
             "controller": controller,
@@ -337,47 +363,46 @@ class HierarchicalRecurrentAdapter(Adapter):
             "input_norm": input_norm,
         }
         if head == "ffn":
-            self.own_config["head_size"] = head_size
+            config["head_size"] = head_size
         if layer_bias or output_scale != "none":
-            self.own_config["layers"] = self.num_layers
+            config["layers"] = layers
         for key, value, usual in (
             ("layer_bias", layer_bias, False),
             ("output_scale", output_scale, "none"),
             ("reads", reads, "output"),
         ):
             if value != usual:  # so that files from before there was the key still fit
-                self.own_config[key] = value
-        self._size = (width, controller_size, head_size)
-        self.reads = reads
+                config[key] = value
+        size = (width, controller_size, head_size)
+        kind = HEADS[head]
+        super().__init__(config, kind.layout(*size), kind.init)
+        self.num_layers, self.reads, self._size = layers, reads, size
+        self.head = kind
         self.controller = CONTROLLERS[controller](
             width,
             controller_size,
             input_norm == "layer_norm",
             recurrent_init,
-            self.num_layers if layer_bias else 0,
+            layers if layer_bias else 0,
         )
         self.scale: torch.nn.Parameter | None = None
         if output_scale != "none":
             numbers = width if output_scale == "channel" else 1
-            self.scale = torch.nn.Parameter(torch.ones(self.num_layers, numbers))
-        self.head = HEADS[head]
-        self.heads = TaskBank(self.head.layout(*self._size), self.head.init)
+            self.scale = torch.nn.Parameter(torch.ones(layers, numbers))
 
-    def reset_parameters(self) -> None:
+    def reset_shared(self) -> None:
         self.controller.reset_parameters()
         if self.scale is not None:
             torch.nn.init.ones_(self.scale)
-        super().reset_parameters()
 
-    def begin(self, names: Sequence[str]) -> AfterLayer:
+    def pass_dtype(self) -> torch.dtype:
         device = self.controller.W.device.type
-        dtype = (
-            torch.get_autocast_dtype(device)
-            if torch.is_autocast_enabled(device)
-            else self.controller.W.dtype
-        )
-        head = self.heads.gather(names, dtype, self.heads.sections[0])
-        return _DepthRecurrence(self, head)
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.controller.W.dtype
+
+    def after_layers(self, tensors: Tensors) -> OnePass:
+        return _DepthRecurrence(self, tensors)
 
     def step(
         self,
@@ -386,7 +411,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         x: torch.Tensor,
         h: torch.Tensor | None,
         head: Tensors,
-    ) -> Sequence[torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer: the method in two lines.
 
         Args:
@@ -417,13 +442,15 @@ class HierarchicalRecurrentAdapter(Adapter):
         return shared, self.head.count(*self._size)
 
     def own_macs(self) -> int:
-        shapes = [p.shape for n, p in self.controller.named_parameters() if n != "b"]
+        shapes: list[Sequence[int]] = [
+            p.shape for n, p in self.controller.named_parameters() if n != "b"
+        ]
         shapes += self.head.layout(*self._size).values()
         # one for each weight of a matrix, biases and norms left out as usual
         return self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
 
 
-class _DepthRecurrence:
+class _DepthRecurrence(OnePass):
     """State of one pass over the depth: h after the latest layer, and the heads.
 
     Layers are identified by their index because an encoder may skip one (layer drop),
@@ -431,25 +458,22 @@ class _DepthRecurrence:
     deeper than the latest starts a new pass with h = 0.
     """
 
+    what = "the recurrence over depth"
+
     def __init__(self, adapter: HierarchicalRecurrentAdapter, head: Tensors):
+        super().__init__()
         self.adapter, self.head = adapter, head
         self.h: torch.Tensor | None = None
         self.latest = -1
-        self.grad = torch.is_grad_enabled()
-        self.ended = False
         # Activation checkpointing runs a layer again during backward; it must then
         # meet the same h as the first time. (Autograd keeps them all anyway.)
         self.came_from: dict[int, torch.Tensor | None] = {}
 
-    def __call__(
-        self, index: int, x: torch.Tensor, given: torch.Tensor
-    ) -> torch.Tensor:
+    def step(self, index: int, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         read = given if self.adapter.reads == "input" else x
         if self.ended:
             h = self.came_from[index]
             return self.adapter.step(index, read, x, h, self.head)[0]
-        if self.grad and not torch.is_grad_enabled():
-            raise RuntimeError(REENTRANT.format("the recurrence over depth"))
         h = self.h if index > self.latest else None
         if h is not None and h.size(-2) > x.size(-2):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks

@@ -12,15 +12,12 @@ from typing import Any
 import torch
 
 from espnet_hra.errors import ConfigError
-from espnet_hra.methods.base import (
-    Adapter,
-    Backbone,
-    Change,
-    changed,
-    check_size,
-    init_matrix,
-)
-from espnet_hra.tasks.bank import TaskBank, Tensors, zeros
+from espnet_hra.methods.base import Adapter, Backbone
+from espnet_hra.methods.checks import check_number, check_size, is_number
+from espnet_hra.methods.substitution import Change, changed
+from espnet_hra.methods.tensors import init_matrix
+from espnet_hra.tasks.bank import zeros
+from espnet_hra.tasks.layout import Tensors
 
 
 class LoRA(Adapter):
@@ -47,33 +44,33 @@ class LoRA(Adapter):
         matrices: Sequence[str] = ("linear_q", "linear_v"),
         dropout: float = 0.0,
     ):
-        super().__init__()
         check_size("rank", rank)
-        if type(alpha) not in (int, float) or alpha <= 0:
-            raise ConfigError(f"adapter_conf: alpha: {alpha!r} must be above 0")
-        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-            raise ConfigError(
-                f"adapter_conf: dropout: {dropout!r} must be at least 0 and below 1"
-            )
+        above = is_number(alpha) and alpha > 0
+        check_number("alpha", alpha, above, "above 0")
+        share = is_number(dropout) and 0 <= dropout < 1
+        check_number("dropout", dropout, share, "at least 0 and below 1")
         found = _find(backbone, matrices)
-        self.own_config = {
-            "adapter": "lora",
-            "width": backbone.output_size(),
-            "layers": len(backbone.encoders),
-            "rank": rank,
-            "alpha": alpha,
-            "matrices": sorted(matrices),
-        }
         self._shapes = {path: tuple(m.weight.shape) for path, m in found.items()}
+        shapes: dict[str, Sequence[int]] = {}
+        for path, (outputs, inputs) in self._shapes.items():
+            shapes[f"{path}.A"] = (rank, inputs)
+            shapes[f"{path}.B"] = (outputs, rank)
+        super().__init__(
+            {
+                "adapter": "lora",
+                "width": backbone.width,
+                "layers": len(backbone.layers),
+                "rank": rank,
+                "alpha": alpha,
+                "matrices": sorted(matrices),
+            },
+            shapes,
+            _initialise,
+        )
         self._layers = {
             (m.in_features, m.out_features): _peft_layer(m, rank, alpha, dropout)
             for m in found.values()
         }
-        layout: dict[str, Sequence[int]] = {}
-        for path, (outputs, inputs) in self._shapes.items():
-            layout[f"{path}.A"] = (rank, inputs)
-            layout[f"{path}.B"] = (outputs, rank)
-        self.heads = TaskBank(layout, _init)
 
     def train(self, mode: bool = True) -> "LoRA":
         """As ``Module.train``, and for the dropout of PEFT's layers."""
@@ -81,8 +78,7 @@ class LoRA(Adapter):
             layer.train(mode)
         return super().train(mode)
 
-    def changes(self, name: str) -> Mapping[str, Change]:
-        tensors = self.heads.gather([name], section=self.heads.sections[0])
+    def changes(self, tensors: Tensors) -> Mapping[str, Change]:
         return {
             path: functools.partial(
                 self._adapted, a=tensors[f"{path}.A"], b=tensors[f"{path}.B"]
@@ -111,9 +107,9 @@ class LoRA(Adapter):
         return self.count()[1]
 
 
-def _init(p: Tensors) -> None:
-    zeros(p)
-    for name, tensor in p.items():
+def _initialise(tensors: Tensors) -> None:
+    zeros(tensors)
+    for name, tensor in tensors.items():
         if name.endswith(".A"):
             init_matrix(tensor)  # as PEFT does
 
@@ -126,12 +122,13 @@ def _find(backbone: Backbone, wanted: Sequence[str]) -> dict[str, torch.nn.Linea
     """
     if not isinstance(wanted, (list, tuple)) or not wanted:
         raise ConfigError(f"adapter_conf: matrices: {wanted!r} is no list of names")
-    linear = {
-        f"encoders.{path}": module
-        for path, module in backbone.encoders.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    inner = {path: path.split(".", 2)[2] for path in linear}  # within its layer
+    linear: dict[str, torch.nn.Linear] = {}
+    inner: dict[str, str] = {}  # the path within its layer
+    for i, layer in enumerate(backbone.layers):
+        for name, module in layer.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                linear[f"{backbone.path}.{i}.{name}"] = module
+                inner[f"{backbone.path}.{i}.{name}"] = name
     possible = ", ".join(dict.fromkeys(inner.values()))
     for name in wanted:
         if not any(_ends(path, name) for path in inner.values()):
@@ -163,7 +160,9 @@ def _peft_layer(
         ) from e
     sizes = (linear.in_features, linear.out_features)
     holder = torch.nn.ModuleDict({"linear": torch.nn.Linear(*sizes, device="meta")})
+    scale: Any = alpha  # PEFT says int, and computes with any number
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=["linear"]
+        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=["linear"]
     )
-    return peft.inject_adapter_in_model(config, holder)["linear"]
+    peft.inject_adapter_in_model(config, holder)  # in place
+    return holder["linear"]

@@ -6,21 +6,14 @@ U: (d, r). Nothing is shared between layers or tasks, so that a task costs
 step 0 is the backbone.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
-from espnet_hra.methods.base import (
-    Adapter,
-    AfterLayer,
-    Backbone,
-    OnePass,
-    affine,
-    check_size,
-    init_matrix,
-)
-from espnet_hra.tasks.bank import TaskBank, Tensors, zeros
+from espnet_hra.methods.base import Adapter, Backbone, OnePass
+from espnet_hra.methods.checks import check_size
+from espnet_hra.methods.tensors import affine, init_matrix
+from espnet_hra.tasks.bank import zeros
+from espnet_hra.tasks.layout import Tensors
 
 
 class ResidualAdapter(Adapter):
@@ -35,17 +28,10 @@ class ResidualAdapter(Adapter):
     """
 
     def __init__(self, backbone: Backbone, rank: int = 8):
-        super().__init__()
         check_size("rank", rank)
-        d, layers = backbone.output_size(), len(backbone.encoders)
-        self.own_config = {
-            "adapter": "residual",
-            "width": d,
-            "layers": layers,
-            "rank": rank,
-        }
-        self._size = (d, layers, rank)
-        self.heads = TaskBank(
+        d, layers = backbone.width, len(backbone.layers)
+        super().__init__(
+            {"adapter": "residual", "width": d, "layers": layers, "rank": rank},
             {
                 "norm.weight": (layers, d),
                 "norm.bias": (layers, d),
@@ -54,11 +40,12 @@ class ResidualAdapter(Adapter):
                 "U": (layers, d, rank),
                 "u": (layers, d),
             },
-            _init,
+            _initialise,
         )
+        self._size = (d, layers, rank)
 
-    def begin(self, names: Sequence[str]) -> AfterLayer:
-        return _Bottlenecks(self.heads.gather(names, section=self.heads.sections[0]))
+    def after_layers(self, tensors: Tensors) -> OnePass:
+        return _Bottlenecks(tensors)
 
     def count(self) -> tuple[int, int]:
         d, layers, r = self._size
@@ -69,10 +56,10 @@ class ResidualAdapter(Adapter):
         return layers * 2 * d * r
 
 
-def _init(p: Tensors) -> None:
-    zeros(p)
-    p["norm.weight"].fill_(1.0)
-    init_matrix(p["D"])
+def _initialise(tensors: Tensors) -> None:
+    zeros(tensors)
+    tensors["norm.weight"].fill_(1.0)
+    init_matrix(tensors["D"])
 
 
 class _Bottlenecks(OnePass):
@@ -86,10 +73,7 @@ class _Bottlenecks(OnePass):
         # is L tensors of the full size.
         self.tensors = {name: t.unbind(axis) for name, t in tensors.items()}
 
-    def __call__(
-        self, index: int, x: torch.Tensor, given: torch.Tensor
-    ) -> torch.Tensor:
-        x = super().__call__(index, x, given)
+    def step(self, index: int, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         p = {name: layers[index] for name, layers in self.tensors.items()}
         inner = affine(self._norm(x, p), p["D"], p["d"]).relu_()
         return affine(inner, p["U"], p["u"]).to(x.dtype).add_(x)  # in place: y = x + ..

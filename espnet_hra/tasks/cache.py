@@ -1,8 +1,8 @@
 """Heads that stay on disk: fetched when a batch asks for them, the latest used kept.
 
 An encoder may know a million tasks and have room for a thousand. The files of the
-others lie in a folder (see :mod:`espnet_hra.tasks.store`), and nothing of them is in memory,
-not even their names. What this cache promises to threads that serve:
+others lie in a folder (see :mod:`espnet_hra.tasks.store`), and nothing of them is in
+memory, not even their names. What this cache promises to threads that serve:
 
 * Each use looks at the file once (one ``stat``), so a file that appeared, was replaced
   or removed counts from the next pass on. A pass that runs keeps what it began with.
@@ -17,27 +17,15 @@ not even their names. What this cache promises to threads that serve:
 
 import collections
 import contextlib
-import functools
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    NamedTuple,
-)
+from typing import Any, NamedTuple
 
 import torch
 
-from espnet_hra.errors import ConfigError
-from espnet_hra.tasks import file as taskfile
-from espnet_hra.tasks.store import TaskStore, Version, check_name
-
-if TYPE_CHECKING:
-    from espnet_hra.encoder.adapted import AdaptedEncoder
+from espnet_hra.tasks.store import TaskStore, Version
 
 #: Bytes of heads that are kept where nobody says how many.
 DEFAULT_BYTES = 2**28
@@ -47,8 +35,20 @@ DEFAULT_BYTES = 2**28
 _YOUNG_NS = 50_000_000
 
 
-#: Reads and verifies the file of a task: (its path, its name) -> its vector.
-Read = Callable[[Path, str], torch.Tensor]
+class Head(NamedTuple):
+    """The task of a file.
+
+    Attributes:
+        vector: Its flat vector.
+        info: What the file says about it, see :data:`espnet_hra.tasks.file.INFO`.
+    """
+
+    vector: torch.Tensor
+    info: dict[str, Any]
+
+
+#: Reads and verifies the file of a task: (its path, its name) -> the task.
+Read = Callable[[Path, str], Head]
 
 #: A new reader, which knows nothing of the model yet.
 Reader = Callable[[], Read]
@@ -56,7 +56,14 @@ Reader = Callable[[], Read]
 
 class _Entry(NamedTuple):
     version: Version | None
-    vector: torch.Tensor
+    head: Head
+
+
+_Entries = collections.OrderedDict[str, _Entry]
+
+
+def _nobody(path: Path, name: str) -> Head:
+    raise RuntimeError("a copied cache reads nothing before its encoder adopts it")
 
 
 class HeadCache:
@@ -65,7 +72,7 @@ class HeadCache:
     Args:
         store: The folder.
         reader: How their files are read and verified; None in a copy of a cache, until
-            :func:`adopt`.
+            the copy of its encoder gives it one, see :meth:`adopt`.
         limit: Most heads that are kept; the least recently used goes first. A pass
             that needs more at once gets them all the same.
 
@@ -78,11 +85,17 @@ class HeadCache:
         self.store, self.reader, self.limit = store, reader, limit
         self.clear()
 
+    def adopt(self, reader: Reader) -> None:
+        """Give the copy of a cache what reads its files."""
+        if self.reader is None:
+            self.reader = reader
+            self.clear()
+
     def clear(self) -> None:
         """Forget what was read, so that all is read and verified again."""
-        self._read = None if self.reader is None else self.reader()
+        self._read = _nobody if self.reader is None else self.reader()
         # A new dictionary: threads that are reading write to the old one.
-        self._entries: collections.OrderedDict[str, _Entry] = collections.OrderedDict()
+        self._entries: _Entries = collections.OrderedDict()
         self._reading: dict[str, threading.Lock] = {}
         self.hits = self.misses = 0
 
@@ -94,7 +107,9 @@ class HeadCache:
         """Names of the tasks in memory, the least recently used first."""
         return tuple(self._entries)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
         # Of a head in memory, `get` finds out whether its file is still there.
         return (
             name in self._entries
@@ -102,53 +117,53 @@ class HeadCache:
             or self.store.is_remote(name)
         )
 
-    def get(self, name: str) -> torch.Tensor | None:
-        """The vector of a task; None if there is no such file.
+    def get(self, name: str) -> Head | None:
+        """The task of a name; None if there is no such file.
 
         Raises:
             TaskError: The file is damaged, or was made for another model.
         """
         entries, version = self._entries, self.store.version(name)
-        vector = self._kept(entries, name, version)
-        if vector is not None:
+        head = self._kept(entries, name, version)
+        if head is not None:
             self.hits += 1
-            return vector
+            return head
         if version is None and not self.store.is_remote(name):
             entries.pop(name, None)
             return None
         with self._one_reader(name):
             # Another thread may have been quicker.
-            vector = self._kept(entries, name, self.store.version(name))
-            return self._fetch(entries, name) if vector is None else vector
+            head = self._kept(entries, name, self.store.version(name))
+            return self._fetch(entries, name) if head is None else head
 
     def _kept(
-        self, entries: dict[str, _Entry], name: str, version: Version | None
-    ) -> torch.Tensor | None:
+        self, entries: _Entries, name: str, version: Version | None
+    ) -> Head | None:
         entry = entries.get(name)
         if entry is None or version is None or entry.version != version:
             return None
         with contextlib.suppress(KeyError):  # another thread may just have removed it
             entries.move_to_end(name)
-        return entry.vector
+        return entry.head
 
-    def _fetch(self, entries: dict[str, _Entry], name: str) -> torch.Tensor:
+    def _fetch(self, entries: _Entries, name: str) -> Head:
         self.misses += 1
         path = self.store.path(name)
         # Asked before the file is read: a file that is replaced meanwhile is read
         # again, and never is an old head taken for the new one.
         version, now = self.store.version(name), time.time_ns()
-        vector = self._read(path, name)
+        head = self._read(path, name)
         if (
             version is not None
             and abs(now - max(version.modified_ns, version.changed_ns)) < _YOUNG_NS
         ):
             version = None
-        entries[name] = _Entry(version, vector)
+        entries[name] = _Entry(version, head)
         with contextlib.suppress(KeyError):  # as above
             entries.move_to_end(name)
             while len(entries) > self.limit:
                 entries.popitem(last=False)
-        return vector
+        return head
 
     @contextlib.contextmanager
     def _one_reader(self, name: str) -> Iterator[None]:
@@ -164,56 +179,3 @@ class HeadCache:
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy begins empty, and its encoder adopts it.
         return type(self), (self.store, None, self.limit)
-
-
-def heads_of(
-    encoder: "AdaptedEncoder",
-    store: str | os.PathLike | TaskStore,
-    max_loaded: int | None = None,
-) -> HeadCache:
-    """The heads in a folder for an encoder. See ``AdaptedEncoder.attach_store``.
-
-    Raises:
-        ConfigError: `max_loaded` is no whole number above 0.
-    """
-    if max_loaded is None:
-        head_bytes = encoder.adapter.heads.size * encoder.like().element_size()
-        max_loaded = max(1, DEFAULT_BYTES // max(1, head_bytes))
-    if type(max_loaded) is not int or max_loaded < 1:
-        raise ConfigError(f"max_loaded: {max_loaded!r} must be a whole number above 0")
-    if not isinstance(store, TaskStore):
-        store = TaskStore(store)
-    return HeadCache(store, _reader(encoder), max_loaded)
-
-
-def adopt(heads: HeadCache | None, encoder: "AdaptedEncoder") -> None:
-    """Give the copy of a cache to the copy of its encoder."""
-    if heads is not None and heads.reader is None:
-        heads.reader = _reader(encoder)
-        heads.clear()
-
-
-def _reader(encoder: "AdaptedEncoder") -> Reader:
-    """What verifies files against an encoder, and does not keep that alive."""
-    known = weakref.ref(encoder)
-
-    def reader() -> Read:
-        @functools.cache  # looking at all of a backbone takes longer than a file
-        def backbone() -> str:
-            return known().backbone_fingerprint
-
-        # Not of inference mode: the head may serve passes with gradients as well.
-        @torch.inference_mode(False)
-        @torch.no_grad()
-        def read(path: Path, name: str) -> torch.Tensor:
-            encoder = known()
-            heads, identity = encoder.adapter.heads, encoder.identity(backbone())
-            file = taskfile.load(path, heads.layout, identity)
-            check_name(path, name, file.name)
-            vector = heads.flatten(file.tensors, encoder.like())
-            vector.espnet_hra_info = (file.info, None)
-            return vector
-
-        return read
-
-    return reader

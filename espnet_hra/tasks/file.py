@@ -19,7 +19,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ import safetensors.torch
 import torch
 
 from espnet_hra.errors import TaskError
+from espnet_hra.files import atomic
 from espnet_hra.names import check_task_name
 from espnet_hra.version import __version__
 
@@ -147,7 +147,10 @@ def save(
         raise TaskError(f"{path}: there is no folder {folder}")
     if path.is_dir():
         raise TaskError(f"{path}: this is a folder; give the name of a file")
-    write_atomic(path, content)
+    try:
+        atomic.write(path, content)
+    except OSError as e:
+        raise TaskError(f"{path}: cannot be written: {e}") from e
 
 
 def pack(
@@ -191,31 +194,6 @@ def pack(
     digits = hashlib.sha256(content).hexdigest()  # the digits are zeros still
     content[start : start + 64] = digits.encode()
     return bytes(content)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is whole.
-
-    Raises:
-        TaskError: It cannot be written.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e:
-        raise TaskError(f"{path}: cannot be written: {e}") from e
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as e:
-        os.unlink(temporary)
-        raise TaskError(f"{path}: cannot be written: {e}") from e
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _check_finite(what: str, tensors: Mapping[str, torch.Tensor]) -> None:

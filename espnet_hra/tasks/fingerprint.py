@@ -47,12 +47,12 @@ def walk(module: torch.nn.Module, without: str = "") -> list[NamedTensor]:
     found: list[NamedTensor] = []
 
     def visit(module: torch.nn.Module, prefix: str) -> None:
-        for name, tensor in module._parameters.items():
-            if tensor is not None:
-                found.append((prefix + name, tensor))
-        for name, tensor in module._buffers.items():
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                found.append((prefix + name, tensor))
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.append((prefix + name, parameter))
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                found.append((prefix + name, buffer))
         for name, child in module._modules.items():
             if child is not None and (prefix or name != without):
                 visit(child, f"{prefix}{name}.")

@@ -19,8 +19,9 @@ from typing import (
 )
 
 from espnet_hra.errors import TaskError
+from espnet_hra.files import atomic
 from espnet_hra.names import TASK_NAME, check_task_name, listing
-from espnet_hra.tasks.file import SUFFIX, read, write_atomic
+from espnet_hra.tasks.file import SUFFIX, read
 
 #: Name of the folder beside a model, and within packs.
 FOLDER = "tasks"
@@ -195,7 +196,7 @@ class TaskStore:
                     f"task {name!r} exists already in {self.folder}: remove it first, "
                     "or give --replace"
                 )
-            write_atomic(path, content)
+            _write(path, content)
         return path
 
     def remove(self, name: str, in_checkpoint: bool = False) -> None:
@@ -217,7 +218,7 @@ class TaskStore:
                 raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
             if hidden:
                 text = "".join(f"{n}\n" for n in sorted({*removed, name}))
-                write_atomic(self.folder / _REMOVED, text.encode())
+                _write(self.folder / _REMOVED, text.encode())
             path.unlink(missing_ok=True)
 
     def verify(self, name: str) -> None:
@@ -227,6 +228,13 @@ class TaskStore:
             TaskError: It is damaged, or holds another task.
         """
         check_name(self.path(name), name, read(self.path(name)).name)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        atomic.write(path, content)
+    except OSError as e:
+        raise TaskError(f"{path}: cannot be written: {e}") from e
 
 
 def check_name(path: Path, expected: str, found: str) -> None:

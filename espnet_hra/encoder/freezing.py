@@ -1,0 +1,36 @@
+"""What stays frozen beside the parameters: statistics and dropout of the backbone."""
+
+import torch
+
+#: All that torch calls dropout, of single values or whole channels.
+_Dropout = torch.nn.modules.dropout._DropoutNd
+
+
+def freeze_statistics(
+    module: torch.nn.Module, mode: bool, except_under: str | None = None
+) -> None:
+    """Keep BatchNorm in evaluation mode: freezing its parameters is not enough.
+
+    Args:
+        module: Whose BatchNorm layers.
+        mode: The training mode that was just set; nothing to do if it is False.
+        except_under: Name of a child that is left alone.
+    """
+    if mode:
+        _evaluate(module, torch.nn.modules.batchnorm._NormBase, except_under)
+
+
+def freeze_dropout(
+    module: torch.nn.Module, mode: bool, except_under: str | None = None
+) -> None:
+    """Keep dropout out of a frozen module, which cannot overfit. Arguments as above."""
+    if mode:
+        _evaluate(module, _Dropout, except_under)
+
+
+def _evaluate(
+    module: torch.nn.Module, kind: type[torch.nn.Module], except_under: str | None
+) -> None:
+    for name, child in module.named_modules():
+        if isinstance(child, kind) and name.partition(".")[0] != except_under:
+            child.eval()

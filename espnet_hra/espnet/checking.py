@@ -1,0 +1,150 @@
+"""What is looked at before a training begins: its data, and tokens that are new."""
+
+import argparse
+import collections
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from espnet_hra.data import checks as validate
+from espnet_hra.errors import ConfigError, DataError
+from espnet_hra.espnet import ctc
+from espnet_hra.espnet.model import DATA_NAME
+from espnet_hra.names import listing
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def messages(level: int | str) -> Iterator[None]:
+    """Show this package's messages before ESPnet sets up logging, without doing it."""
+    log, handler = logging.getLogger("espnet_hra"), logging.StreamHandler()
+    log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Check the data of training and validation; see :mod:`espnet_hra.data.checks`.
+
+    Raises:
+        DataError: With all problems of both in one report, unless they shall be
+            skipped; then the arguments name lists without them.
+    """
+    try:
+        requirements = validate.requirements_from_config(args)
+    except (ValueError, OSError) as e:
+        raise DataError(f"the configuration cannot be used: {e}") from e
+    reports = {}
+    for part in ("train", "valid"):
+        lists = _lists(args, part)
+        if "speech" not in lists or args.multi_task_dataset:
+            continue  # features, or data in a form of their own
+        if DATA_NAME not in lists and len(requirements.tasks or ()) > 1:
+            raise DataError(
+                f"there are several tasks ({listing(requirements.tasks or ())}) and "
+                "nothing says which utterance has which: add "
+                f"--{part}_data_path_and_name_and_"
+                f"type PATH/{DATA_NAME},{DATA_NAME},text"
+            )
+        reports[part] = validate.check(
+            lists["speech"],
+            lists.get("text"),
+            lists.get(DATA_NAME),
+            requirements=requirements,
+        )
+    bad = {part: report for part, report in reports.items() if not report.ok}
+    if not bad:
+        return
+    text = "\n".join(f"{part} data: {report}" for part, report in bad.items())
+    if not args.skip_bad:
+        raise DataError(
+            f"{text}\nCorrect them, or leave these utterances out with --skip_bad true"
+        )
+    logger.warning(f"{text}\nLeft out, because of --skip_bad true")
+    for part, report in bad.items():
+        if not report.good:
+            raise DataError(f"{text}\nNo utterance of the {part} data is left")
+        _restrict(args, part, report.good)
+
+
+def settle_new_tokens(args: argparse.Namespace) -> None:
+    """Replace ``new_tokens: auto`` by tokens, and add new tokens to the token list.
+
+    Raises:
+        ConfigError: They cannot be learned.
+        DataError: The training text cannot be read.
+    """
+    own = args.encoder_conf.get("adapter_conf") or {}
+    if not own.get("new_tokens"):
+        return
+    if own["new_tokens"] == ctc.AUTO:
+        found = _unknown_tokens(args)
+        logger.info(f"New tokens, from the training text: {found or 'none'}")
+        args.encoder_conf["adapter_conf"] = {**own, "new_tokens": list(found)}
+    tokens, new = ctc.settle(args)
+    args.token_list = ctc.with_new(tokens, new)
+
+
+def _unknown_tokens(args: argparse.Namespace) -> dict[str, int]:
+    """How often the training text has which characters that the base lacks."""
+    if args.token_type != "char":
+        raise ConfigError(
+            f"adapter_conf: new_tokens: {ctc.AUTO} takes characters from the "
+            f"text, and this model's tokens are of another type ({args.token_type})"
+        )
+    counts: collections.Counter = collections.Counter()
+    try:
+        tokenizer = validate.requirements_from_config(args).tokenizer
+        path = _lists(args, "train").get("text")
+        if path is not None and tokenizer is not None:
+            for line in Path(path).read_text(encoding="utf-8").splitlines():
+                counts.update(tokenizer("".join(line.split(maxsplit=1)[1:])))
+    except (ValueError, OSError) as e:
+        raise DataError(f"the training text cannot be read: {e}") from e
+    known = set(ctc.read_tokens(args.token_list))
+    return {token: counts[token] for token in sorted(counts) if token not in known}
+
+
+def _lists(args: argparse.Namespace, part: str) -> dict[str, str]:
+    """The lists of a part's data streams, by name."""
+    return {
+        name: path
+        for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
+        if (name, kind) in (("speech", "sound"), ("text", "text"), (DATA_NAME, "text"))
+    }
+
+
+def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
+    """Make the arguments name copies of the lists that have some utterances only."""
+    folder = Path(args.output_dir) / "checked" / part
+    lists = _lists(args, part)
+    sources = {_KALDI_NAMES[name]: path for name, path in lists.items()}
+    validate.write_lists(sources, folder, keep)
+    setattr(
+        args,
+        f"{part}_data_path_and_name_and_type",
+        [
+            (str(folder / _KALDI_NAMES[name]) if name in lists else path, name, kind)
+            for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
+        ],
+    )
+    kept = set(keep)
+    shapes: list[str] = []
+    for path in getattr(args, f"{part}_shape_file"):
+        shapes.append(str(folder / f"shape.{len(shapes)}"))
+        with open(path, encoding="utf-8") as file:
+            lines = [line for line in file if line.split(maxsplit=1)[:1]]
+        Path(shapes[-1]).write_text(
+            "".join(line for line in lines if line.split(maxsplit=1)[0] in kept),
+            encoding="utf-8",
+        )
+    setattr(args, f"{part}_shape_file", shapes)
+
+
+_KALDI_NAMES = {"speech": "wav.scp", "text": "text", DATA_NAME: DATA_NAME}

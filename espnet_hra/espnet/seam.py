@@ -1,0 +1,41 @@
+"""The one seam where ESPnet offers no hook.
+
+Some programs of ESPnet do inline what others must be able to do otherwise: they call
+functions and classes by the names of their own module (``ASRTask``,
+``average_nbest_models``, ``torch.save``). Within a block of :func:`standing_in` such a
+name stands for something of ours.
+
+It is the last resort. Registries, methods of subclasses, hooks of torch, and options
+come first, and only this package's training and decoding programs come here. The names
+are the process's, not the thread's: one block at a time holds a name, and others that
+want the same one wait.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+_held: dict[tuple[str, str], "threading.RLock"] = {}
+
+
+@contextlib.contextmanager
+def standing_in(module: ModuleType, **others: Any) -> Iterator[None]:
+    """A block in which names of a module stand for other things.
+
+    Args:
+        module: Module of ESPnet or torch.
+        **others: What stands for what, by name.
+
+    Raises:
+        AttributeError: The module has no such name (it is another version).
+    """
+    with contextlib.ExitStack() as stack:
+        for name, other in others.items():
+            lock = _held.setdefault((module.__name__, name), threading.RLock())
+            stack.enter_context(lock)
+            own = getattr(module, name)
+            stack.callback(setattr, module, name, own)
+            setattr(module, name, other)
+        yield
