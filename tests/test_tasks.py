@@ -61,7 +61,7 @@ def test_several_tasks_and_no_choice_is_an_error_that_lists_them(encoder):
     with pytest.raises(TaskError, match="a, b, it.carlo"):
         encoder(*batch())
     with pytest.raises(TaskError, match="a, b, it.carlo"):
-        encoder.chosen_task
+        _ = encoder.chosen_task
 
 
 def test_a_second_task_ends_the_choice_by_itself():
