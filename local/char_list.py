@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from corpus import write_lines
+from espnet_hra.data.lists import read_entries, write_list
 
 
 def characters(texts: Iterable[str]) -> list[str]:
@@ -42,14 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--token_list", type=Path, required=True)
     args = parser.parse_args(arguments)
-    texts = []
+    texts: list[str] = []
     try:
         for path in args.text:
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                texts += line.split(maxsplit=1)[1:]
+            texts += read_entries(path).values()
         tokens = characters(texts)
-        write_lines(args.token_list, tokens)
-    except (OSError, UnicodeDecodeError) as error:
+        write_list(args.token_list, tokens)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{len(tokens)} tokens: {args.token_list}")

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import yaml
-from folder import read_columns
 
-from espnet_hra.data.checks import Requirements, requirements_from_config
+from espnet_hra.data.lists import read_entries, write_list, write_lists
+from espnet_hra.data.requirements import Requirements, requirements_from_config
+from espnet_hra.files.config import read_yaml
 
 from corpus import (
     APOSTROPHES,
@@ -35,7 +35,6 @@ from corpus import (
     CorpusError,
     one_line,
     safe_name,
-    write_lines,
 )
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
@@ -131,7 +130,7 @@ def clean_set(
     Returns:
         What was found.
     """
-    columns = {name: read_columns(raw / name) for name in COLUMNS}
+    columns = {name: read_entries(raw / name) for name in COLUMNS}
     found = Found()
     for utt_id, text in columns["text"].items():
         text = columns["text"][utt_id] = folding(text)
@@ -166,10 +165,12 @@ def clean_set(
                 f"too short for its text: {frames} frames for {needed} tokens"
             )
     found.kept = sorted(columns["text"].keys() - found.reasons.keys())
-    for name, column in columns.items():
-        write_lines(out / name, (f"{utt} {column[utt]}" for utt in found.kept))
+    lists = {
+        name: [f"{utt} {column[utt]}" for utt in found.kept]
+        for name, column in columns.items()
+    }
     stamp = (raw / "audio_stamp").read_text(encoding="utf-8").split()
-    write_lines(out / "audio_stamp", stamp)
+    write_lists(out, {**lists, "audio_stamp": stamp})
     return found
 
 
@@ -297,9 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = get_parser().parse_args(arguments)
-    with one_line(ValueError, yaml.YAMLError):
-        config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-        requirements = requirements_from_config(config)
+    with one_line(ValueError):
+        requirements = requirements_from_config(read_yaml(args.config))
         if requirements.tokenizer is None:
             raise CorpusError(
                 "the characters of the backbone's tokens are not known (its token_type "
@@ -322,8 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, one in found.items()
             for utt_id, reason in sorted(one.reasons.items())
         ]
-        write_lines(args.report, [*lines, *full])
-        write_lines(args.note, [note] if note else [])
+        write_list(args.report, [*lines, *full])
+        write_list(args.note, [note] if note else [])
     print("Texts and the backbone's tokens (--clean_text auto):")
     for line in lines or ["nothing had to be changed"]:
         print(f"  {line}")

@@ -7,16 +7,19 @@ transcripts can be prepared with it.
 import contextlib
 import errno
 import hashlib
-import os
 import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from espnet_hra.data.lists import by_speaker, write_lists
+from espnet_hra.errors import UserError
+from espnet_hra.files.tables import aligned
 
 #: Characters that people and word processors put where an apostrophe belongs.
 APOSTROPHES = "\u2019\u2018\u201b\u02bc\u02bb\u02b9\u2032\u00b4`\uff07"
@@ -90,18 +93,7 @@ class Dropped:
         for reason, counter in self._counts.items():
             counts = [counter[group] for group in groups]
             rows.append([reason, *map(str, counts), str(sum(counts))])
-        return format_table(rows)
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of cells: the first column left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        return "\n".join(aligned(rows))
 
 
 def clean_text(text: str) -> str:
@@ -340,20 +332,8 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
             "error: a conversion process was killed, perhaps for want of memory; run "
             "the same command with --nj 1: it goes on from here"
         )
-    except (CorpusError, *expected) as error:
+    except (CorpusError, UserError, *expected) as error:
         sys.exit(f"error: {error}")
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file that appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
@@ -371,7 +351,6 @@ def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
             begin with its speaker.
     """
     ordered = sorted(utterances, key=lambda utterance: utterance.utt_id)
-    speakers: dict[str, list[str]] = defaultdict(list)
     for number, utterance in enumerate(ordered):
         if number and ordered[number - 1].utt_id == utterance.utt_id:
             raise CorpusError(f"{folder}: two utterances {utterance.utt_id}")
@@ -380,18 +359,16 @@ def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
                 f"{folder}: the id {utterance.utt_id} does not begin with the "
                 f"speaker {utterance.speaker}"
             )
-        speakers[utterance.speaker].append(utterance.utt_id)
-    columns: Mapping[str, Callable[[Utterance], str]] = {
-        "wav.scp": lambda utterance: utterance.audio,
-        "text": lambda utterance: utterance.text,
-        "utt2spk": lambda utterance: utterance.speaker,
-        "utt2task": lambda utterance: utterance.task,
-    }
-    for name, column in columns.items():
-        write_lines(folder / name, (f"{u.utt_id} {column(u)}" for u in ordered))
-    write_lines(
-        folder / "spk2utt",
-        (f"{speaker} {' '.join(ids)}" for speaker, ids in sorted(speakers.items())),
+    speakers = {u.utt_id: u.speaker for u in ordered}
+    write_lists(
+        folder,
+        {
+            "wav.scp": [f"{u.utt_id} {u.audio}" for u in ordered],
+            "text": [f"{u.utt_id} {u.text}" for u in ordered],
+            "utt2spk": [f"{u.utt_id} {u.speaker}" for u in ordered],
+            "utt2task": [f"{u.utt_id} {u.task}" for u in ordered],
+            "spk2utt": by_speaker(speakers),
+        },
     )
 
 
@@ -413,4 +390,4 @@ def summary(sets: Mapping[str, Sequence[Utterance]]) -> str:
     for task in [*tasks, "all"]:
         cells = [totals[name, task] for name in sets]
         rows.append([task, *(f"{count} / {length:.1f}" for count, length in cells)])
-    return format_table(rows)
+    return "\n".join(aligned(rows))

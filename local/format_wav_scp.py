@@ -17,17 +17,11 @@ from pathlib import Path
 import soundfile
 
 from espnet_hra.data.audio import SAMPLE_RATE, Conversion, convert_all
+from espnet_hra.data.lists import read_entries, write_lists
 
-from corpus import CorpusError, one_line, safe_name, write_lines
+from corpus import CorpusError, one_line, safe_name
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
-
-
-def read_columns(path: Path) -> dict[str, str]:
-    """Read a file with an id and a value a line."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    pairs = (line.split(maxsplit=1) for line in lines if line.strip())
-    return {pair[0]: pair[1] if len(pair) > 1 else "" for pair in pairs}
 
 
 def is_ready(path: str) -> bool:
@@ -89,7 +83,7 @@ def format_set(
     Raises:
         CorpusError: If a task is unknown, or an utterance lacks something.
     """
-    columns = {name: read_columns(data / name) for name in COLUMNS}
+    columns = {name: read_entries(data / name) for name in COLUMNS}
     ids = sorted(columns["wav.scp"])
     for name, column in columns.items():
         if ids != sorted(column):
@@ -111,17 +105,19 @@ def format_set(
             paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute())
             jobs.append(Conversion(sources[utt_id], paths[utt_id]))
     _, failures = convert_all(jobs, nj, Progress()) if jobs else ({}, {})
-    for target, message in failures.items():
+    for message in failures.values():
         print(f"warning: {message}", file=sys.stderr, flush=True)
     for utt_id in ids:
         if paths[utt_id] in failures:
             paths[utt_id] = sources[utt_id]
     columns["wav.scp"] = paths
-    for name, column in columns.items():
-        write_lines(dump / name, (f"{utt_id} {column[utt_id]}" for utt_id in ids))
+    lists = {
+        name: [f"{utt_id} {column[utt_id]}" for utt_id in ids]
+        for name, column in columns.items()
+    }
     stamps = "\n".join(stamp(sources[utt_id]) for utt_id in ids)
     digest = hashlib.sha256(stamps.encode("utf-8")).hexdigest()
-    write_lines(dump / "audio_stamp", [digest])
+    write_lists(dump, {**lists, "audio_stamp": [digest]})
     converted = len(jobs) - len(failures)
     return f"{dump.name}: {len(ids)} utterances, {converted} of them converted"
 

@@ -17,18 +17,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_hra.data.checks import (
+from espnet_hra.commands.validate import main
+from espnet_hra.data.checks import check, shapes
+from espnet_hra.data.lists import read_entries, write_subset
+from espnet_hra.data.problems import Problem, Report
+from espnet_hra.data.requirements import (
     INPUT_LAYERS,
-    Problem,
-    Report,
     Requirements,
-    check,
-    main,
     requirements_from_config,
     subsampled_frames,
-    write_shapes,
-    write_subset,
 )
+from espnet_hra.errors import DataError
 
 RATE = 16000
 TOKENS = ["<blank>", "<unk>", "<space>", *string.ascii_uppercase, "<sos/eos>"]
@@ -913,8 +912,8 @@ def test_long_reports_are_cut(tmp_path: Path) -> None:
 
 
 def test_progress_is_logged(data: Data, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("espnet_hra.data.checks._SECONDS_BETWEEN_MESSAGES", -1)
-    with caplog.at_level("INFO", logger="espnet_hra.data.checks"):
+    monkeypatch.setattr("espnet_hra.data.recordings._SECONDS_BETWEEN_MESSAGES", -1)
+    with caplog.at_level("INFO", logger="espnet_hra.data.recordings"):
         data.check()
     assert "checked 7 of 7 recordings" in caplog.text
 
@@ -963,18 +962,16 @@ def test_failed_write_changes_nothing(data: Data, tmp_path: Path, monkeypatch) -
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_write_shapes(data: Data, tmp_path: Path) -> None:
+def test_shapes(data: Data) -> None:
     report = data.check()
-    write_shapes(report, tmp_path, len(TOKENS))
-    speech = (tmp_path / "speech_shape").read_text().splitlines()
-    text = (tmp_path / "text_shape").read_text().splitlines()
-    assert len(speech) == len(text) == 7
-    assert speech[1] == f"{VICTIM} 16000" and text[1] == f"{VICTIM} 3,30"
-    write_shapes(report, tmp_path)
-    assert f"{VICTIM} 3\n" in (tmp_path / "text_shape").read_text()
+    found = shapes(report, len(TOKENS))
+    assert len(found["speech_shape"]) == len(found["text_shape"]) == 7
+    assert found["speech_shape"][1] == f"{VICTIM} 16000"
+    assert found["text_shape"][1] == f"{VICTIM} 3,30"
+    some = shapes(report, keep=[VICTIM])
+    assert some["text_shape"] == [f"{VICTIM} 3"] and len(some["speech_shape"]) == 1
     report.tokens.clear()
-    write_shapes(report, tmp_path)
-    assert not (tmp_path / "text_shape").exists()
+    assert shapes(report)["text_shape"] is None
 
 
 # ---------------------------------------------------------------------------
@@ -1062,10 +1059,55 @@ def test_import_is_quick(data: Data) -> None:
     """Neither the module nor its command line for characters needs torch."""
     code = (
         "import sys, espnet_hra; before = set(sys.modules)\n"
-        "from espnet_hra.data.checks import main, requirements_from_config\n"
+        "from espnet_hra.commands.validate import main\n"
+        "from espnet_hra.data.requirements import requirements_from_config\n"
         "requirements_from_config({'token_list': ['A'], 'token_type': 'char'})\n"
         f"assert main(['--wav_scp', {data.path('wav.scp')!r}]) == 0\n"
         "new = set(sys.modules) - before\n"
         "assert not new & {'torch', 'espnet2.tasks.asr', 'transformers'}, new\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_command_line_takes_folders(data: Data, tmp_path: Path, capsys) -> None:
+    for part in ("train", "dev"):
+        write_subset(data.folder, tmp_path / "corpus" / part, data.audio)
+    assert main([str(data.folder)]) == 0
+    assert "The data are fine: 7 of 7" in capsys.readouterr().out
+    whole = str(tmp_path / "corpus")
+    assert main([whole, "--out_dir", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "train: The data are fine" in out and "dev: The data are fine" in out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dev", "train"]
+    path = tmp_path / "corpus" / "dev" / "text"
+    path.write_text(path.read_text().replace(f"{VICTIM} YES", VICTIM))
+    report = tmp_path / "report.txt"
+    assert main([whole, "--report", str(report)]) == 1
+    assert f"dev:\nempty text: 1\n  {VICTIM}" in report.read_text()
+    assert main([str(tmp_path)]) == 1
+    assert "there is no wav.scp in it" in capsys.readouterr().err
+    for wrong in ([], [whole, "--wav_scp", "list"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a 1\nb 2\na 3\n", "list: a: stands in lines 1, 3 of .*different entries"),
+        (b"a \xff\n", "list:1: byte 0xff at position 3 is not UTF-8. Convert"),
+        (b"", "list: there is no utterance in it"),
+        (None, "list: cannot be read: No such file"),
+    ],
+)
+def test_lists_are_read_whole_or_refused(tmp_path: Path, content, message) -> None:
+    if content is not None:
+        (tmp_path / "list").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_entries(tmp_path / "list")
+
+
+def test_what_changes_no_entry_of_a_list_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfb  two words \r\n\na\tx\nc\n")
+    found = read_entries(tmp_path / "list")
+    assert list(found.items()) == [("b", "two words"), ("a", "x"), ("c", "")]

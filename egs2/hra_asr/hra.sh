@@ -598,7 +598,7 @@ stage_4() {
         fi
         printf '%s\n' "$(cat "${validation_config}")" "${extra}" >"${config}"
         echo "${set}:"
-        announce "${python_words[@]}" -m espnet_hra.data.checks \
+        announce "${python_words[@]}" -m espnet_hra.cli validate \
             --wav_scp "${from}/${set}/wav.scp" \
             "${options[@]}" \
             --utt2task "${from}/${set}/utt2task" \

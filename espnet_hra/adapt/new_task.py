@@ -8,13 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.data.checks import (
-    Report,
-    Requirements,
-    check,
-    write_lists,
-    write_shapes,
-)
+from espnet_hra.data.checks import check, shapes
+from espnet_hra.data.lists import write_lists, write_subset
+from espnet_hra.data.problems import Report
+from espnet_hra.data.requirements import Requirements
 from espnet_hra.errors import DataError, TaskError
 
 #: Files of a prepared folder that become data streams: name and type.
@@ -87,9 +84,9 @@ def prepare(
                 raise BadDataError(
                     source,
                     report,
-                    "Correct them, or leave these utterances out with --skip_bad",
+                    "Correct them, or leave these utterances out with --skip_bad true",
                 )
-            tell(f"{source}: {report}\nLeft out, because of --skip_bad")
+            tell(f"{source}: {report}\nLeft out, because of --skip_bad true")
         reports[part] = report
     good = {part: sorted(report.good) for part, report in reports.items()}
     if "all" in good:
@@ -105,20 +102,10 @@ def prepare(
         key = part if part in parts else "all"
         lists[part] = work / "data" / part
         sources = {name: parts[key] / name for name in _STREAMS}
-        write_lists(sources, lists[part], good[part])
-        report = reports[key]
+        write_subset(sources, lists[part], good[part])
         tokens = requirements.tokens
-        whole = work / "data" / f".{key}"
-        whole.mkdir(parents=True, exist_ok=True)
-        write_shapes(report, whole, None if tokens is None else len(tokens))
-        for shape in whole.glob("*_shape"):
-            kept = set(good[part])
-            lines = [
-                line
-                for line in shape.read_text(encoding="utf-8").splitlines(True)
-                if line.split(maxsplit=1)[0] in kept
-            ]
-            (lists[part] / shape.name).write_text("".join(lines), encoding="utf-8")
+        size = None if tokens is None else len(tokens)
+        write_lists(lists[part], shapes(reports[key], size, good[part]))
     report = reports["train" if "train" in reports else "all"]
     samples = sum(report.samples[utterance] for utterance in good["train"])
     return lists, samples / requirements.sample_rate / 60

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.encoder.adapted import read_tasks
+from espnet_hra.data.lists import read_list
 from espnet_hra.errors import DataError, TaskError
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
+from espnet_hra.tasks.config import read_tasks
 from espnet_hra.tasks.store import FOLDER, TaskStore
 
 #: Folder with the logs of the tasks, and whatever a training needs meanwhile.
@@ -118,20 +119,18 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     for part in PARTS:
         tasks: dict[str, str] = {}
         lines: Lines = {}
-        for line in _read(folder / part / "utt2task", "one task for each utterance"):
-            utterance, _, task = line.strip().partition(" ")
-            if task.strip():
-                tasks.setdefault(utterance, task.strip())
-                lines.setdefault(task.strip(), {name: [] for name in _FILES})
+        for utterance, task in _read(folder / part / "utt2task"):
+            if task:
+                tasks.setdefault(utterance, task)
+                lines.setdefault(task, {name: [] for name in _FILES})
         without = set()
         for name in _FILES:
-            for line in _read(folder / part / name, "one line for each utterance"):
-                utterance, _, value = line.strip().partition(" ")
+            for utterance, entry in _read(folder / part / name):
                 if utterance not in tasks:
                     without.add(utterance)
                     continue
-                value = _whole_path(value.strip()) if name == "wav.scp" else value
-                lines[tasks[utterance]][name].append(f"{utterance} {value.strip()}")
+                entry = _whole_path(entry) if name == "wav.scp" else entry
+                lines[tasks[utterance]][name].append(f"{utterance} {entry}")
         if without:
             warnings.append(
                 f"{folder / part}: {len(without):,} utterances are left out, as "
@@ -141,15 +140,17 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     return parts, warnings
 
 
-def _read(path: Path, what: str) -> Iterable[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(
-            f"{path}: cannot be read: {e}; --data is a folder with train and dev, and "
-            f"each of them has wav.scp, text and utt2task ({what})"
-        ) from e
-    return (line.replace("\t", " ") for line in text.split("\n") if line.strip())
+def _read(path: Path) -> list[tuple[str, str]]:
+    """The lines of a list. An id that stands twice is left to the check of its task."""
+    found = read_list(path)
+    for fault in found.problems:
+        if fault.kind == "unreadable file":
+            raise DataError(
+                f"{path}: {fault.detail}; --data is a folder with train and dev, and "
+                "each of them has wav.scp, text and utt2task, with one line for each "
+                "utterance"
+            )
+    return found.lines
 
 
 def _whole_path(entry: str) -> str:

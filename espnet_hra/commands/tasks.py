@@ -494,10 +494,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _requirements(saved: dict[str, Any]) -> Any:
     """What a model needs of its data."""
-    from espnet_hra.data import checks as validate
+    from espnet_hra.data.requirements import requirements_from_config
 
     try:
-        requirements = validate.requirements_from_config(saved)
+        requirements = requirements_from_config(saved)
     except (ValueError, OSError) as e:
         raise DataError(f"the model's configuration cannot be used: {e}") from e
     requirements.tasks = None  # they are the old ones
