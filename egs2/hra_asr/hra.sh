@@ -803,18 +803,18 @@ is no result. The dev set is the training set."
         adapted+=(--hyp "${set}=${asr_decode}/${set}/text")
     done
     if [ "${method}" = none ]; then
-        announce "${python_words[@]}" -m espnet_hra.report.scoring --method none \
+        announce "${python_words[@]}" -m espnet_hra.cli score --method none \
             "${options[@]}" "${frozen[@]}"
         return
     fi
     if [ -e "${frozen_decode}/${eval_sets[0]}/text" ]; then
-        announce "${python_words[@]}" -m espnet_hra.report.scoring --method none \
+        announce "${python_words[@]}" -m espnet_hra.cli score --method none \
             --report false "${options[@]}" "${frozen[@]}" \
             >"${log_dir}/scoring_frozen.txt"
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
-    announce "${python_words[@]}" -m espnet_hra.report.scoring --method "${label}" \
+    announce "${python_words[@]}" -m espnet_hra.cli score --method "${label}" \
         --seed "${seed}" --params "${asr_exp}/params.json" \
         "${options[@]}" "${adapted[@]}"
 }
