@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from espnet_hra.errors import DataError
 from espnet_hra.files.tables import read_table, write_table
@@ -116,11 +117,17 @@ class Results:
         write_table(folder / TSV, self.rows, Row)
 
 
-def merge[Line: (Row, Utterance)](
-    old: Sequence[Line], new: Sequence[Line]
-) -> list[Line]:
+class Keyed(Protocol):
+    """A line of a table, with what it stands for."""
+
+    @property
+    def key(self) -> Hashable:
+        """What a later line must share to take this one's place."""
+
+
+def merge[Line: Keyed](old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
     """Put new lines in the place of old ones with the same key, or behind them."""
-    replaced: dict[tuple[str, str, str, int], list[Line]] = {}
+    replaced: dict[Hashable, list[Line]] = {}
     for line in new:
         replaced.setdefault(line.key, []).append(line)
     keys = set(replaced)

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What many tasks cost: time, memory, and pauses while tasks change.
 
-    python benchmarks/many_tasks.py --tasks 10000 [--measure time memory changes]
+    espnet-hra bench many_tasks --tasks 10000 [--measure time memory changes]
 
 time: a training step and decoding with so many tasks registered, against one. A step
 is forward, backward, gradient clipping and AdamW over all parameters, with one task in
@@ -28,22 +27,27 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
+from espnet_hra.bench import timing
 from espnet_hra.encoder.adapted import AdaptedEncoder, wrap_encoder
 from espnet_hra.encoder.stepping import used_only
+from espnet_hra.files import atomic
 from espnet_hra.tasks import file as taskfile
 
 MEASURES = ("time", "memory", "changes")
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra bench many_tasks",
+        description="What many tasks cost: time, memory, pauses while tasks change.",
+    )
     parser.add_argument("--tasks", type=int, default=10_000, help="against 1")
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=MEASURES)
     parser.add_argument("--width", type=int, default=144, help="d, and c")
@@ -55,7 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max_loaded", type=int, help="heads; default: 256 MiB")
     parser.add_argument("--requests", type=int, default=200, help="for changes")
     parser.add_argument("--folder", help="for the task files (default: a temporary)")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def build(args: argparse.Namespace, tasks: int) -> AdaptedEncoder:
@@ -80,7 +84,7 @@ def write_files(encoder: AdaptedEncoder, folder: Path, tasks: int) -> None:
     for i in range(tasks):
         path = folder / f"task{i}.safetensors"
         if not path.exists():
-            tensors = heads.split(0.01 * torch.randn(heads.size))
+            tensors = heads.layout.split(0.01 * torch.randn(heads.size))
             path.write_bytes(taskfile.pack(f"task{i}", tensors, identity))
 
 
@@ -94,24 +98,17 @@ def batch(args: argparse.Namespace) -> list[torch.Tensor]:
 
 
 def compare(
-    name: str, runs: dict[str, Callable[[], None]], repeats: int, tasks: int
+    name: str, runs: Mapping[str, Callable[[], None]], repeats: int, tasks: int
 ) -> None:
     """Run all in turn and print one line for each but the first, with 1 task."""
-    times: dict[str, list[float]] = {what: [] for what in runs}
-    for repeat in range(repeats + 3):
-        for what, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if repeat >= 3:  # after the warm-up
-                times[what].append(time.perf_counter() - start)
-    (_, one), *others = times.items()
-    for what, many in others:
-        pairs = statistics.quantiles([b / a for a, b in zip(one, many)], n=4)
-        first, second = statistics.median(one), statistics.median(many)
+    times = timing.interleave(runs, repeats, torch.device("cpu"), warm_up=3)
+    one, *others = times
+    for what in others:
+        found = timing.ratio(times, [what], [one])
+        first, second = (statistics.median(times[key]) for key in (one, what))
         print(
-            f"{name}: {1e3 * first:.1f} ms with 1 task, {1e3 * second:.1f} ms with "
-            f"{tasks:,} {what}, ratio {second / first:.3f} "
-            f"(pairs: quartiles {pairs[0]:.3f} to {pairs[2]:.3f})",
+            f"{name}: {first:.1f} ms with 1 task, {second:.1f} ms with {tasks:,} "
+            f"{what}, ratio {found.value:.3f} ({found.low:.3f} to {found.high:.3f})",
             flush=True,
         )
 
@@ -161,6 +158,7 @@ def measure_time(args: argparse.Namespace, folder: Path) -> None:
     runs = {what: functools.partial(decode, what) for what in encoders}
     compare("decoding", runs, args.repeats, args.tasks)
     stored = encoders["in a folder"].adapter.heads.stored
+    assert stored is not None, "a folder was attached above"
     print(f"  of the folder: {stored.hits} heads were in memory, {stored.misses} not")
 
 
@@ -259,7 +257,7 @@ def measure_changes(args: argparse.Namespace, folder: Path) -> None:
             encoder.load_task(other / "task0.safetensors", replace=True)
             encoder.add_task(f"added{i}")
             encoder.remove_task(f"added{i}")
-            taskfile.write_atomic(files[0], versions[i % 2])
+            atomic.write(files[0], versions[i % 2])
 
         serve = functools.partial(_serve, encoder, features, lengths)
         serve(10)
@@ -317,16 +315,17 @@ def _print_waits(when: str, whole: list[float], heads: list[float]) -> None:
         print(f"changes: {when}: ms of a {what}: {text}", flush=True)
 
 
-def main() -> None:
-    """Measure and print."""
-    args = parse()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; `--help` lists the options."""
+    args = parse(argv)
     print(f"{torch.get_num_threads()} threads, head of {args.width}x{args.width}")
+    measures = {
+        "time": measure_time,
+        "memory": measure_memory,
+        "changes": measure_changes,
+    }
     with contextlib.ExitStack() as stack:
         folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
-        for measure in args.measure:
-            globals()[f"measure_{measure}"](args, Path(folder))
+        for name in args.measure:
+            measures[name](args, Path(folder))
             gc.collect()
-
-
-if __name__ == "__main__":
-    main()
