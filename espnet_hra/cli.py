@@ -56,6 +56,14 @@ def _tasks(argv: list[str]) -> int:
     return tasks_cli.main(argv)
 
 
+def _validate(argv: list[str]) -> int:
+    from espnet_hra.commands import validate
+
+    parser = argparse.ArgumentParser(prog="espnet-hra validate")
+    validate.add_arguments(parser)
+    return validate.run(parser.parse_args(argv))
+
+
 def _pack(argv: list[str]) -> None:
     from espnet_hra.packs import build as pack
 
@@ -106,6 +114,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "transcribe": (_transcribe, "write down what is said in audio files"),
     "params": (_params, "table of trainable and per-task parameters"),
     "tasks": (_tasks, "list, add, remove, export, import and verify tasks"),
+    "validate": (_validate, "check the audio, texts and tasks of data folders"),
     "pack": (_pack, "make a pack of a model or of tasks, and upload it"),
     "report": (_report, "RESULTS.md and pictures, made anew from results.tsv"),
     "bench": (_bench, "compare adapters: quality, speed"),

@@ -8,13 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.data.checks import (
-    Report,
-    Requirements,
-    check,
-    write_lists,
-    write_shapes,
-)
+from espnet_hra.data.checks import check, write_shapes
+from espnet_hra.data.lists import copy_lists, read_list
+from espnet_hra.data.problems import Report
+from espnet_hra.data.requirements import Requirements
 from espnet_hra.errors import DataError, TaskError
 
 #: Files of a prepared folder that become data streams: name and type.
@@ -87,9 +84,9 @@ def prepare(
                 raise BadDataError(
                     source,
                     report,
-                    "Correct them, or leave these utterances out with --skip_bad",
+                    "Correct them, or leave these utterances out with --skip_bad true",
                 )
-            tell(f"{source}: {report}\nLeft out, because of --skip_bad")
+            tell(f"{source}: {report}\nLeft out, because of --skip_bad true")
         reports[part] = report
     good = {part: sorted(report.good) for part, report in reports.items()}
     if "all" in good:
@@ -105,20 +102,11 @@ def prepare(
         key = part if part in parts else "all"
         lists[part] = work / "data" / part
         sources = {name: parts[key] / name for name in _STREAMS}
-        write_lists(sources, lists[part], good[part])
+        copy_lists(sources, lists[part], good[part])
         report = reports[key]
         tokens = requirements.tokens
-        whole = work / "data" / f".{key}"
-        whole.mkdir(parents=True, exist_ok=True)
-        write_shapes(report, whole, None if tokens is None else len(tokens))
-        for shape in whole.glob("*_shape"):
-            kept = set(good[part])
-            lines = [
-                line
-                for line in shape.read_text(encoding="utf-8").splitlines(True)
-                if line.split(maxsplit=1)[0] in kept
-            ]
-            (lists[part] / shape.name).write_text("".join(lines), encoding="utf-8")
+        size = None if tokens is None else len(tokens)
+        write_shapes(report, lists[part], size, good[part])
     report = reports["train" if "train" in reports else "all"]
     samples = sum(report.samples[utterance] for utterance in good["train"])
     return lists, samples / requirements.sample_rate / 60
@@ -148,8 +136,7 @@ def data_options(
 
 def utterances(folder: Path) -> int:
     """How many utterances a prepared folder has."""
-    with open(folder / "wav.scp", encoding="utf-8") as file:
-        return sum(1 for _ in file)
+    return len(read_list(folder / "wav.scp"))
 
 
 def describe(source: Path, lists: dict[str, Path], minutes: float) -> str:
@@ -203,7 +190,7 @@ def score(speech2text: Any, name: str, folder: Path) -> dict[str, Any]:
 
     from espnet_hra.report import scoring
 
-    texts = scoring.read_text(folder / "text")
+    texts = read_list(folder / "text")
     audio = SoundScpReader(str(folder / "wav.scp"), dtype="float32")
     pairs = []
     for utterance, reference in texts.items():

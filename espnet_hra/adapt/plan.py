@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet_hra.data.lists import ListError, read_pairs
 from espnet_hra.encoder.adapted import read_tasks
 from espnet_hra.errors import DataError, TaskError
 from espnet_hra.names import listing
@@ -118,20 +119,18 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     for part in PARTS:
         tasks: dict[str, str] = {}
         lines: Lines = {}
-        for line in _read(folder / part / "utt2task", "one task for each utterance"):
-            utterance, _, task = line.strip().partition(" ")
-            if task.strip():
-                tasks.setdefault(utterance, task.strip())
-                lines.setdefault(task.strip(), {name: [] for name in _FILES})
+        for utterance, task in _read(folder / part / "utt2task", "one task"):
+            if task:
+                tasks.setdefault(utterance, task)
+                lines.setdefault(task, {name: [] for name in _FILES})
         without = set()
         for name in _FILES:
-            for line in _read(folder / part / name, "one line for each utterance"):
-                utterance, _, value = line.strip().partition(" ")
+            for utterance, value in _read(folder / part / name, "one line"):
                 if utterance not in tasks:
                     without.add(utterance)
                     continue
-                value = _whole_path(value.strip()) if name == "wav.scp" else value
-                lines[tasks[utterance]][name].append(f"{utterance} {value.strip()}")
+                value = _whole_path(value) if name == "wav.scp" else value
+                lines[tasks[utterance]][name].append(f"{utterance} {value}")
         if without:
             warnings.append(
                 f"{folder / part}: {len(without):,} utterances are left out, as "
@@ -141,15 +140,14 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     return parts, warnings
 
 
-def _read(path: Path, what: str) -> Iterable[str]:
+def _read(path: Path, what: str) -> list[tuple[str, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        return read_pairs(path)
+    except ListError as e:
         raise DataError(
-            f"{path}: cannot be read: {e}; --data is a folder with train and dev, and "
-            f"each of them has wav.scp, text and utt2task ({what})"
+            f"{e}; --data is a folder with train and dev, and each of them has "
+            f"wav.scp, text and utt2task ({what} for each utterance)"
         ) from e
-    return (line.replace("\t", " ") for line in text.split("\n") if line.strip())
 
 
 def _whole_path(entry: str) -> str:

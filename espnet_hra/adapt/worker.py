@@ -236,7 +236,7 @@ class Workbench:
         import torch
         from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 
-        from espnet_hra.data import checks as validate
+        from espnet_hra.data.requirements import requirements_from_config
         from espnet_hra.espnet.building import token_hash
         from espnet_hra.espnet.task import HRATask
 
@@ -264,7 +264,7 @@ class Workbench:
         )
         self._initial = vector.detach().to(next(self.model.parameters()))
         self._at_rest = encoder.identity()  # another where the type is another
-        self.requirements = validate.requirements_from_config(self.args)
+        self.requirements = requirements_from_config(self.args)
         self.requirements.tasks = None
         self._speech2text: Any | None = None
 

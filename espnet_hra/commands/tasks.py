@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.errors import BaseModelError, DataError, TaskError
 from espnet_hra.files import atomic
 from espnet_hra.names import check_task_name, listing
@@ -63,11 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ngpu", type=int, default=0, help="(default: 0)")
     sub.add_argument("--workdir", help="Keep the training here (default: thrown away)")
-    sub.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="Leave out utterances that fail the check, instead of stopping",
-    )
+    add_skip_bad(sub)
     add_info(sub, "what the task was trained on (default: the folder and its size)")
 
     sub = command("remove", "forget tasks")
@@ -494,10 +491,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _requirements(saved: dict[str, Any]) -> Any:
     """What a model needs of its data."""
-    from espnet_hra.data import checks as validate
+    from espnet_hra.data.requirements import requirements_from_config
 
     try:
-        requirements = validate.requirements_from_config(saved)
+        requirements = requirements_from_config(saved)
     except (ValueError, OSError) as e:
         raise DataError(f"the model's configuration cannot be used: {e}") from e
     requirements.tasks = None  # they are the old ones

@@ -9,7 +9,7 @@ import numpy as np
 from espnet2.utils.types import str2bool
 
 from espnet_hra.data.audio import AudioError, read_audio, resample
-from espnet_hra.data.checks import requirements_from_config
+from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import one_line
 
 

@@ -7,7 +7,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from espnet_hra.data import checks as validate
+from espnet_hra.data.checks import check
+from espnet_hra.data.lists import copy_lists, read_list, write_lists
+from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.espnet import ctc
 from espnet_hra.espnet.model import DATA_NAME
@@ -37,7 +39,7 @@ def check_data(args: argparse.Namespace) -> None:
             skipped; then the arguments name lists without them.
     """
     try:
-        requirements = validate.requirements_from_config(args)
+        requirements = requirements_from_config(args)
     except (ValueError, OSError) as e:
         raise DataError(f"the configuration cannot be used: {e}") from e
     reports = {}
@@ -52,7 +54,7 @@ def check_data(args: argparse.Namespace) -> None:
                 f"--{part}_data_path_and_name_and_"
                 f"type PATH/{DATA_NAME},{DATA_NAME},text"
             )
-        reports[part] = validate.check(
+        reports[part] = check(
             lists["speech"],
             lists.get("text"),
             lists.get(DATA_NAME),
@@ -100,11 +102,11 @@ def _unknown_tokens(args: argparse.Namespace) -> dict[str, int]:
         )
     counts: collections.Counter = collections.Counter()
     try:
-        tokenizer = validate.requirements_from_config(args).tokenizer
+        tokenizer = requirements_from_config(args).tokenizer
         path = _lists(args, "train").get("text")
         if path is not None and tokenizer is not None:
-            for line in Path(path).read_text(encoding="utf-8").splitlines():
-                counts.update(tokenizer("".join(line.split(maxsplit=1)[1:])))
+            for text in read_list(path).values():
+                counts.update(tokenizer(text))
     except (ValueError, OSError) as e:
         raise DataError(f"the training text cannot be read: {e}") from e
     known = set(ctc.read_tokens(args.token_list))
@@ -125,7 +127,7 @@ def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
     folder = Path(args.output_dir) / "checked" / part
     lists = _lists(args, part)
     sources = {_KALDI_NAMES[name]: path for name, path in lists.items()}
-    validate.write_lists(sources, folder, keep)
+    copy_lists(sources, folder, keep)
     setattr(
         args,
         f"{part}_data_path_and_name_and_type",
@@ -135,16 +137,12 @@ def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
         ],
     )
     kept = set(keep)
-    shapes: list[str] = []
+    shapes: dict[str, dict[str, str]] = {}
     for path in getattr(args, f"{part}_shape_file"):
-        shapes.append(str(folder / f"shape.{len(shapes)}"))
-        with open(path, encoding="utf-8") as file:
-            lines = [line for line in file if line.split(maxsplit=1)[:1]]
-        Path(shapes[-1]).write_text(
-            "".join(line for line in lines if line.split(maxsplit=1)[0] in kept),
-            encoding="utf-8",
-        )
-    setattr(args, f"{part}_shape_file", shapes)
+        shape = {u: value for u, value in read_list(path).items() if u in kept}
+        shapes[f"shape.{len(shapes)}"] = shape
+    write_lists(folder, shapes)
+    setattr(args, f"{part}_shape_file", [str(folder / name) for name in shapes])
 
 
 _KALDI_NAMES = {"speech": "wav.scp", "text": "text", DATA_NAME: DATA_NAME}

@@ -1,0 +1,304 @@
+"""Reading recordings in full, as training will, to find those that cannot be used."""
+
+import functools
+import itertools
+import logging
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from espnet_hra.data.headers import expected_size
+from espnet_hra.data.problems import Problem, number
+from espnet_hra.data.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+#: A recording whose loudest sample is below this is called silent (-80 dBFS; a 16-bit
+#: recording of nothing but dither stays below, whispered speech does not).
+SILENT_PEAK = 1e-4
+
+_BLOCK = 1 << 18  # samples read at once: long recordings need no more memory
+_ARK_ENTRY = re.compile(r"(?P<path>.+):(?P<offset>\d+)")
+
+
+class Audio(NamedTuple):
+    """A recording: its length at the rate wanted (0: unknown), and its problems."""
+
+    samples: int
+    problems: list[Problem]
+
+
+class _Flaw(Exception):
+    """A recording that cannot be read to its end."""
+
+    def __init__(self, kind: str, detail: str, remedy: str):
+        super().__init__(detail)
+        self.kind, self.detail, self.remedy = kind, detail, remedy
+
+
+class _Levels:
+    """Extremes of a signal that arrives in blocks."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.not_finite = 0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, block: np.ndarray) -> None:
+        """Take in a block of samples [samples] or [samples, channels]."""
+        self.samples += len(block)
+        if block.size:
+            low, high = float(block.min()), float(block.max())
+            if not math.isfinite(low) or not math.isfinite(high):
+                self.not_finite += int(np.count_nonzero(~np.isfinite(block)))
+            self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+_REMEDY_FORMAT = "Convert the recordings first: let the recipe's stage 3 format them."
+_REMEDY_COPY = "Copy or convert the recording again from its source, or leave it out."
+
+
+def read_all(
+    entries: Mapping[str, str], sample_rate: int, jobs: int | None = None
+) -> Iterator[tuple[str, Audio]]:
+    """Read all recordings, several at once.
+
+    Args:
+        entries: What `wav.scp` has, by utterance.
+        sample_rate: The rate that is expected, in Hz.
+        jobs: How many to read at once; None for one for each CPU that may be used, at
+            most eight.
+
+    Yields:
+        Utterances and what was found, in order of the list.
+    """
+    if jobs is None:
+        jobs = min(8, _cpus())
+    # libsndfile decodes without Python's lock, so threads are enough. They get lists:
+    # a million recordings must not become a million futures.
+    batches = list(itertools.batched(entries.items(), 32))
+    look = functools.partial(_check_batch, sample_rate=sample_rate)
+    pool = ThreadPoolExecutor(max(1, jobs))
+    progress, done = Progress("checked", logger.info), 0
+    try:
+        for results in pool.map(look, batches):
+            yield from results
+            done += len(results)
+            progress(done, len(entries))
+    finally:
+        # After Ctrl-C nobody waits for the recordings that were not begun.
+        pool.shutdown(cancel_futures=True)
+
+
+def _cpus() -> int:
+    """The number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_batch(
+    batch: Iterable[tuple[str, str]], sample_rate: int
+) -> list[tuple[str, Audio]]:
+    return [(utt, _check_audio(utt, entry, sample_rate)) for utt, entry in batch]
+
+
+def _check_audio(utterance: str, entry: str, sample_rate: int) -> Audio:
+    """Read one recording in full."""
+    problems: list[Problem] = []
+
+    def tell(kind: str, detail: str, remedy: str) -> None:
+        problems.append(Problem(kind, utterance, detail, remedy))
+
+    try:
+        levels, rate, channels = _measure(entry)
+    except _Flaw as flaw:
+        tell(flaw.kind, flaw.detail, flaw.remedy)
+        return Audio(0, problems)
+    samples = levels.samples
+    if rate is not None and rate != sample_rate:
+        tell(
+            "sample rate",
+            f"{rate} Hz, expected {sample_rate} Hz: {entry}",
+            f"Resample to {sample_rate} Hz, or let the recipe's stage 3 format it.",
+        )
+        samples = math.ceil(samples * sample_rate / max(1, rate))
+    if channels > 1:
+        tell(
+            "several channels",
+            f"{channels} channels, expected one: {entry}",
+            "Mix down, or let the recipe's stage 3 format it.",
+        )
+    if levels.not_finite:
+        tell(
+            "not a number",
+            f"{number(levels.not_finite, 'sample')} of {levels.samples:,} are NaN or "
+            f"infinite: {entry}",
+            _REMEDY_COPY,
+        )
+    elif levels.samples:
+        peak = (levels.high - levels.low) / 2  # a constant offset is no sound
+        if peak == 0:
+            silent = f"all samples are {levels.low:g}"
+        elif peak < SILENT_PEAK:
+            silent = f"the peak is {20 * math.log10(peak):.0f} dBFS"
+        else:
+            return Audio(samples, problems)
+        tell(
+            "silent audio",
+            f"{silent}: {entry}",
+            "Leave the utterance out, or record it anew.",
+        )
+    else:
+        tell("empty audio", f"no samples: {entry}", _REMEDY_COPY)
+    return Audio(samples, problems)
+
+
+def _measure(entry: str) -> tuple[_Levels, int | None, int]:
+    """Read the recording that an entry of wav.scp names.
+
+    Returns:
+        Its levels, sampling rate (None if the archive has none) and channels.
+
+    Raises:
+        _Flaw: If it cannot be read to its end.
+    """
+    if not entry or entry == "None":
+        raise _Flaw(
+            "missing audio",
+            "wav.scp names no recording",
+            "Write the path behind the id in wav.scp, or leave the utterance out.",
+        )
+    if entry.endswith("|") or entry.startswith("|"):
+        raise _Flaw(
+            "pipe",
+            f"is a command, which neither this check nor training runs: {entry}",
+            "Format first: the recipe's stage 3 runs the commands and stores audio.",
+        )
+    ark = None if _exists(entry) else _ARK_ENTRY.fullmatch(entry)
+    path, offset = (ark["path"], int(ark["offset"])) if ark else (entry, None)
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError) as error:
+        columns = entry.split()
+        if len(columns) > 1 and all(map(_exists, columns)):
+            raise _Flaw(
+                "several channels",
+                f"{len(columns)} files, expected one: {entry}",
+                "Mix down, or let the recipe's stage 3 format it.",
+            ) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        seen_from = "" if os.path.isabs(path) else f" (seen from {os.getcwd()})"
+        raise _Flaw(
+            "missing audio",
+            f"{reason}: {path}{seen_from}",
+            "Correct the path in wav.scp (relative paths start where training is "
+            "started), restore the file, or leave the utterance out.",
+        ) from None
+    if not stat.S_ISREG(info.st_mode):
+        # Opening a named pipe would wait for ever.
+        raise _Flaw("unreadable audio", f"is not a file: {path}", _REMEDY_FORMAT)
+    if info.st_size == 0:
+        raise _Flaw("empty audio", f"the file has no bytes: {path}", _REMEDY_COPY)
+    try:
+        with open(path, "rb") as handle:
+            missing = (expected_size(handle, offset or 0) or 0) - info.st_size
+    except OSError as error:
+        raise _Flaw(
+            "unreadable audio", f"{error.strerror or error}: {path}", _REMEDY_COPY
+        ) from None
+    if missing > 0:
+        raise _Flaw(
+            "truncated audio",
+            f"{number(missing, 'byte')} of what the header promises are missing: "
+            f"{entry}",
+            _REMEDY_COPY,
+        )
+    return _measure_file(path) if offset is None else _measure_ark(path, offset)
+
+
+def _measure_file(path: str) -> tuple[_Levels, int, int]:
+    """Read a sound file in blocks; see :func:`_measure`."""
+    levels = _Levels()
+    promised = None
+    try:
+        with soundfile.SoundFile(path) as sound:
+            promised = sound.frames
+            rate, channels = sound.samplerate, sound.channels
+            if promised > 1 << 62:
+                # A FLAC file from a pipe. ESPnet asks for all samples at once, which
+                # needs their number.
+                raise _Flaw(
+                    "unreadable audio",
+                    f"its header does not say how long it is: {path}",
+                    _REMEDY_FORMAT,
+                )
+            while len(block := sound.read(_BLOCK, dtype="float32")):
+                levels.add(block)
+    # TypeError: soundfile asks for the rate of a file whose name ends in .raw.
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        if promised is None:
+            reason = getattr(error, "error_string", None) or str(error)
+            raise _Flaw(
+                "unreadable audio", f"{reason} {path}", _REMEDY_FORMAT
+            ) from None
+        raise _Flaw(
+            "truncated audio",
+            f"decoding fails after {levels.samples:,} or more of the {promised:,} "
+            f"samples that the header promises (truncated or damaged): {path}",
+            _REMEDY_COPY,
+        ) from None
+    if levels.samples < promised:
+        raise _Flaw(
+            "truncated audio",
+            f"{levels.samples:,} samples, but the header promises {promised:,}: {path}",
+            _REMEDY_COPY,
+        )
+    return levels, rate, channels
+
+
+def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
+    """Read a recording from a Kaldi archive; see :func:`_measure`."""
+    from omniio import kaldi  # what ESPnet itself reads archives with
+
+    try:
+        # Never by name: a name is run by a shell if it looks like a command.
+        with open(path, "rb") as handle:
+            handle.seek(offset)
+            value = kaldi.load_mat(handle)
+    except Exception as error:  # damaged binary data can raise anything
+        raise _Flaw(
+            "unreadable audio",
+            f"{type(error).__name__}: {error}: {path}:{offset}",
+            _REMEDY_COPY,
+        ) from None
+    rate = None
+    if isinstance(value, tuple):
+        rate, value = value if isinstance(value[0], int) else value[::-1]
+    value = np.asarray(value)
+    if rate is None and value.ndim > 1:
+        raise _Flaw(
+            "unreadable audio",
+            f"a matrix of {value.shape[0]} x {value.shape[1]} features, expected a "
+            f"waveform: {path}:{offset}",
+            "Give the recordings instead of features.",
+        )
+    if value.dtype.kind in "iu":
+        value = value.astype(np.float32) / 2.0 ** (8 * value.dtype.itemsize - 1)
+    levels = _Levels()
+    levels.add(value)
+    return levels, rate, 1 if value.ndim == 1 else value.shape[1]
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a NUL character
+        return False
