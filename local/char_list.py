@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from corpus import write_lines
+from espnet_hra.data.lists import read_pairs
+
+from corpus import one_line, write_lines
 
 
 def characters(texts: Iterable[str]) -> list[str]:
@@ -42,16 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--token_list", type=Path, required=True)
     args = parser.parse_args(arguments)
-    texts = []
-    try:
-        for path in args.text:
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                texts += line.split(maxsplit=1)[1:]
+    with one_line():
+        texts = [text for path in args.text for _, text in read_pairs(path)]
         tokens = characters(texts)
         write_lines(args.token_list, tokens)
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print(f"{len(tokens)} tokens: {args.token_list}")
     return 0
 

@@ -24,10 +24,16 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import yaml
-from folder import read_columns
 
-from espnet_hra.data.checks import Requirements, requirements_from_config
+from espnet_hra.data.audio import write_flac
+from espnet_hra.data.lists import read_list, write_lists
+from espnet_hra.data.problems import describe
+from espnet_hra.data.requirements import (
+    Requirements,
+    frames_for_ctc,
+    requirements_from_config,
+)
+from espnet_hra.files.config import read_yaml
 
 from corpus import (
     APOSTROPHES,
@@ -131,7 +137,7 @@ def clean_set(
     Returns:
         What was found.
     """
-    columns = {name: read_columns(raw / name) for name in COLUMNS}
+    columns = {name: read_list(raw / name) for name in COLUMNS}
     found = Found()
     for utt_id, text in columns["text"].items():
         text = columns["text"][utt_id] = folding(text)
@@ -145,7 +151,7 @@ def clean_set(
         if samples and requirements.frames is not None:
             frames = requirements.frames(samples)
             if requirements.ctc:
-                needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:]))
+                needed = frames_for_ctc(tokens)
         if keep_all:
             if unknown:
                 found.affected.append(utt_id)
@@ -157,7 +163,7 @@ def clean_set(
         elif not tokens:
             found.reasons[utt_id] = "no text"
         elif unknown:
-            names = ", ".join(map(describe, unknown))
+            names = ", ".join(describe(token, named=True) for token in unknown)
             found.reasons[utt_id] = f"characters without a token: {names}"
         elif frames < 1:
             found.reasons[utt_id] = f"too short: {samples} samples"
@@ -166,8 +172,10 @@ def clean_set(
                 f"too short for its text: {frames} frames for {needed} tokens"
             )
     found.kept = sorted(columns["text"].keys() - found.reasons.keys())
-    for name, column in columns.items():
-        write_lines(out / name, (f"{utt} {column[utt]}" for utt in found.kept))
+    write_lists(
+        out,
+        {name: {u: column[u] for u in found.kept} for name, column in columns.items()},
+    )
     stamp = (raw / "audio_stamp").read_text(encoding="utf-8").split()
     write_lines(out / "audio_stamp", stamp)
     return found
@@ -189,16 +197,8 @@ def _pad(source: str, target: Path, requirements: Requirements) -> str:
         length += rate // 10
     target.parent.mkdir(parents=True, exist_ok=True)
     padded = np.pad(samples, (0, length - len(samples)))
-    soundfile.write(target, padded, rate, "PCM_16", format="FLAC")
+    write_flac(target, padded, rate)
     return os.path.abspath(target)
-
-
-def describe(char: str) -> str:
-    """A character as people can find it."""
-    if len(char) != 1:
-        return repr(char)
-    shown = f" {char}" if unicodedata.combining(char) else char
-    return f"'{shown}' (U+{ord(char):04X})"
 
 
 def some(items: Sequence[str]) -> str:
@@ -230,7 +230,7 @@ def summarize(
         lines.append(f"punctuation to spaces: {some(counts)}")
     unknown = sum((one.unknown for one in found.values()), Counter())
     if unknown:
-        counts = [f"{describe(c)} in {n}" for c, n in unknown.most_common()]
+        counts = [f"{describe(c, named=True)} in {n}" for c, n in unknown.most_common()]
         lines.append(f"characters without a token, and utterances: {some(counts)}")
     for name, one in found.items():
         total = len(one.kept) + len(one.reasons)
@@ -297,9 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = get_parser().parse_args(arguments)
-    with one_line(ValueError, yaml.YAMLError):
-        config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-        requirements = requirements_from_config(config)
+    with one_line():
+        requirements = requirements_from_config(read_yaml(args.config))
         if requirements.tokenizer is None:
             raise CorpusError(
                 "the characters of the backbone's tokens are not known (its token_type "

@@ -10,13 +10,19 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+from espnet_hra.data.lists import speakers, write_lists
+from espnet_hra.data.requirements import frames_for_ctc, subsampled_frames
+from espnet_hra.errors import UserError
+from espnet_hra.files import atomic
 
 #: Characters that people and word processors put where an apostrophe belongs.
 APOSTROPHES = "\u2019\u2018\u201b\u02bc\u02bb\u02b9\u2032\u00b4`\uff07"
@@ -35,7 +41,7 @@ _LOST_LETTER = re.compile(r"\ufffd|\?(?=\s*(\w))")
 SPLITS = ("train", "dev", "test")
 
 
-class CorpusError(RuntimeError):
+class CorpusError(UserError):
     """A preparation that cannot go on; its message is for the user."""
 
 
@@ -245,25 +251,15 @@ class Split:
         return "train"
 
 
-def ctc_frames(samples: int) -> int:
-    """The encoder frames of an utterance: 10 ms each, then ``conv2d``.
+def fits_ctc(text: str, samples: int) -> bool:
+    """Whether CTC can align a text to audio, after frames of 10 ms and `conv2d`.
 
     Args:
-        samples: The length at 16 kHz.
+        text: A cleaned text.
+        samples: The length of the audio at 16 kHz.
     """
-    frames = samples // 160 + 1
-    return max(0, ((frames - 1) // 2 - 1) // 2)
-
-
-def ctc_frames_needed(text: str) -> int:
-    """The least number of frames in which CTC can emit a text as characters."""
-    repeats = sum(first == second for first, second in zip(text, text[1:]))
-    return len(text) + repeats
-
-
-def fits_ctc(text: str, samples: int) -> bool:
-    """Whether CTC can align a text to audio of this length."""
-    return ctc_frames(samples) >= max(1, ctc_frames_needed(text))
+    frames = subsampled_frames(samples, hop_length=160)
+    return frames >= max(1, frames_for_ctc(text))
 
 
 def implausible_rates(
@@ -329,7 +325,7 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
     """Let a program end with one line and status 1 where something went wrong.
 
     Args:
-        expected: Errors whose message is enough, besides :class:`CorpusError`.
+        expected: Errors whose message is enough, besides :class:`UserError`.
     """
     try:
         yield
@@ -340,20 +336,24 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
             "error: a conversion process was killed, perhaps for want of memory; run "
             "the same command with --nj 1: it goes on from here"
         )
-    except (CorpusError, *expected) as error:
+    except (UserError, *expected) as error:
         sys.exit(f"error: {error}")
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name at the end of a block that succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as temporary:
+        inner = Path(temporary) / folder.name
+        inner.mkdir()
+        yield inner
+        os.replace(inner, folder)
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file that appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a text file in one step; its folder is made if it is not there."""
+    atomic.write_all(path.parent, {path.name: "".join(f"{line}\n" for line in lines)})
 
 
 def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
@@ -371,7 +371,6 @@ def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
             begin with its speaker.
     """
     ordered = sorted(utterances, key=lambda utterance: utterance.utt_id)
-    speakers: dict[str, list[str]] = defaultdict(list)
     for number, utterance in enumerate(ordered):
         if number and ordered[number - 1].utt_id == utterance.utt_id:
             raise CorpusError(f"{folder}: two utterances {utterance.utt_id}")
@@ -380,18 +379,15 @@ def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
                 f"{folder}: the id {utterance.utt_id} does not begin with the "
                 f"speaker {utterance.speaker}"
             )
-        speakers[utterance.speaker].append(utterance.utt_id)
-    columns: Mapping[str, Callable[[Utterance], str]] = {
-        "wav.scp": lambda utterance: utterance.audio,
-        "text": lambda utterance: utterance.text,
-        "utt2spk": lambda utterance: utterance.speaker,
-        "utt2task": lambda utterance: utterance.task,
-    }
-    for name, column in columns.items():
-        write_lines(folder / name, (f"{u.utt_id} {column(u)}" for u in ordered))
-    write_lines(
-        folder / "spk2utt",
-        (f"{speaker} {' '.join(ids)}" for speaker, ids in sorted(speakers.items())),
+    write_lists(
+        folder,
+        {
+            "wav.scp": {u.utt_id: u.audio for u in ordered},
+            "text": {u.utt_id: u.text for u in ordered},
+            "utt2spk": {u.utt_id: u.speaker for u in ordered},
+            "spk2utt": speakers({u.utt_id: u.speaker for u in ordered}),
+            "utt2task": {u.utt_id: u.task for u in ordered},
+        },
     )
 
 

@@ -8,12 +8,14 @@ sentence, so that no sentence stands in two sets.
 """
 
 import argparse
-import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from espnet_hra.data.lists import read_list, write_lists
+from espnet_hra.names import TASK_NAME
 
 from corpus import (
     SPLITS,
@@ -23,11 +25,7 @@ from corpus import (
     one_line,
     safe_name,
     sentence_key,
-    write_lines,
 )
-
-#: What a task may be called.
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 #: The shares of a folder that is not split.
 SPLIT = Split(test=0.1, dev=0.1, dev_start=0.1)
@@ -50,32 +48,6 @@ def some(ids: Sequence[str]) -> str:
     """A few of many ids for a message, with the number of all."""
     names = ", ".join(ids[:NAMED])
     return f"{len(ids)}: {names}{', ...' if len(ids) > NAMED else ''}"
-
-
-def read_columns(path: Path) -> dict[str, str]:
-    """Read a file with an id and a value a line, in the order of the file.
-
-    Args:
-        path: The file, in UTF-8.
-
-    Raises:
-        CorpusError: If it cannot be read, or an id stands in it twice.
-    """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise CorpusError(f"there is no {path}") from None
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not in UTF-8: {error}") from error
-    values: dict[str, str] = {}
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        key, *rest = line.strip().split(maxsplit=1)
-        if key in values:
-            raise CorpusError(f"{path}, line {number}: {key} stands twice")
-        values[key] = rest[0] if rest else ""
-    return values
 
 
 def find_audio(entry: str, folders: Sequence[Path], where: str) -> str:
@@ -120,10 +92,10 @@ def read_set(folder: Path, base: Path) -> dict[str, Line]:
             "each utterance to a file of its own (ESPnet's format_wav_scp.sh "
             "--segments does), name these in wav.scp and remove segments"
         )
-    columns = {name: read_columns(folder / name) for name in ("wav.scp", "text")}
+    columns = {name: read_list(folder / name) for name in ("wav.scp", "text")}
     for name in ("utt2spk", "utt2task"):
         if (folder / name).exists():
-            columns[name] = read_columns(folder / name)
+            columns[name] = read_list(folder / name)
     if "utt2spk" not in columns and "utt2task" not in columns:
         raise CorpusError(f"there is neither {folder}/utt2spk nor {folder}/utt2task")
     tasks = columns.get("utt2task", columns.get("utt2spk", {}))
@@ -261,14 +233,15 @@ def overlap(sets: Mapping[str, Mapping[str, Line]]) -> list[str]:
 def write_set(folder: Path, lines: Mapping[str, Line]) -> None:
     """Write a data folder, sorted by id as ``LC_ALL=C sort`` does."""
     ordered = sorted(lines.items())
-    columns = {
-        "wav.scp": [f"{utt_id} {line.audio}" for utt_id, line in ordered],
-        "text": [f"{utt_id} {line.text}" for utt_id, line in ordered],
-        "utt2spk": [f"{utt_id} {line.speaker}" for utt_id, line in ordered],
-        "utt2task": [f"{utt_id} {line.task}" for utt_id, line in ordered],
-    }
-    for name, column in columns.items():
-        write_lines(folder / name, column)
+    write_lists(
+        folder,
+        {
+            "wav.scp": {utt_id: line.audio for utt_id, line in ordered},
+            "text": {utt_id: line.text for utt_id, line in ordered},
+            "utt2spk": {utt_id: line.speaker for utt_id, line in ordered},
+            "utt2task": {utt_id: line.task for utt_id, line in ordered},
+        },
+    )
 
 
 def count_table(sets: Mapping[str, Mapping[str, Line]]) -> str:
