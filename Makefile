@@ -32,7 +32,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml local/find_python.sh
 	fi
 	@echo "Installing ESPnet and PyTorch (2-4 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
-	    --editable '.[lora,test,dev]'
+	    --editable '.[lora,adapt,plots,test,dev]'
 	@touch $@
 	@echo "Installed in $(VENV)"
 
@@ -40,18 +40,21 @@ run: $(STAMP)  ## run the recipe; ARGS="--corpus mini_an4" gives it options
 	@egs2/hra_asr/run.sh $(ARGS)
 
 # One thread for each of two processes beats two threads: most tests are short.
-test: $(STAMP)  ## run the quick tests
+test: $(STAMP)  ## run the quick tests; print the coverage and the ten slowest
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile \
-	    --timeout 300 -q $(PYTEST_ARGS)
+	    --timeout 300 -q --durations 10 --cov --cov-report term $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## run the tests that train models
 	@$(BIN)/python -m pytest -m slow --timeout 1800 -q $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## check style, types, and the directions of imports
+lint: $(STAMP)  ## check style, types, imports and docs
 	@$(BIN)/ruff format --check --diff -q .
 	@$(BIN)/ruff check -q .
 	@for script in $(SCRIPTS); do bash -n "$$script"; done
-	@echo "Style: fine"
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m mypy
+	@$(BIN)/mkdocs build --strict --quiet --site-dir "$$(mktemp -d)"
+	@echo "Style, types, imports and docs: fine"
 
 clean:  ## remove .venv and caches (data and experiments stay)
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache

@@ -10,9 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from espnet_hra.data.lists import read_pairs
-
-from corpus import one_line, write_lines
+from espnet_hra.data.lists import read_entries, write_list
 
 
 def characters(texts: Iterable[str]) -> list[str]:
@@ -44,10 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, nargs="+", required=True)
     parser.add_argument("--token_list", type=Path, required=True)
     args = parser.parse_args(arguments)
-    with one_line():
-        texts = [text for path in args.text for _, text in read_pairs(path)]
+    texts: list[str] = []
+    try:
+        for path in args.text:
+            texts += read_entries(path).values()
         tokens = characters(texts)
-        write_lines(args.token_list, tokens)
+        write_list(args.token_list, tokens)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"{len(tokens)} tokens: {args.token_list}")
     return 0
 

@@ -25,14 +25,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from espnet_hra.data.audio import write_flac
-from espnet_hra.data.lists import read_list, write_lists
-from espnet_hra.data.problems import describe
-from espnet_hra.data.requirements import (
-    Requirements,
-    frames_for_ctc,
-    requirements_from_config,
-)
+from espnet_hra.data.lists import read_entries, write_list, write_lists
+from espnet_hra.data.requirements import Requirements, requirements_from_config
 from espnet_hra.files.config import read_yaml
 
 from corpus import (
@@ -41,7 +35,6 @@ from corpus import (
     CorpusError,
     one_line,
     safe_name,
-    write_lines,
 )
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
@@ -137,7 +130,7 @@ def clean_set(
     Returns:
         What was found.
     """
-    columns = {name: read_list(raw / name) for name in COLUMNS}
+    columns = {name: read_entries(raw / name) for name in COLUMNS}
     found = Found()
     for utt_id, text in columns["text"].items():
         text = columns["text"][utt_id] = folding(text)
@@ -151,7 +144,7 @@ def clean_set(
         if samples and requirements.frames is not None:
             frames = requirements.frames(samples)
             if requirements.ctc:
-                needed = frames_for_ctc(tokens)
+                needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:]))
         if keep_all:
             if unknown:
                 found.affected.append(utt_id)
@@ -163,7 +156,7 @@ def clean_set(
         elif not tokens:
             found.reasons[utt_id] = "no text"
         elif unknown:
-            names = ", ".join(describe(token, named=True) for token in unknown)
+            names = ", ".join(map(describe, unknown))
             found.reasons[utt_id] = f"characters without a token: {names}"
         elif frames < 1:
             found.reasons[utt_id] = f"too short: {samples} samples"
@@ -172,12 +165,12 @@ def clean_set(
                 f"too short for its text: {frames} frames for {needed} tokens"
             )
     found.kept = sorted(columns["text"].keys() - found.reasons.keys())
-    write_lists(
-        out,
-        {name: {u: column[u] for u in found.kept} for name, column in columns.items()},
-    )
+    lists = {
+        name: [f"{utt} {column[utt]}" for utt in found.kept]
+        for name, column in columns.items()
+    }
     stamp = (raw / "audio_stamp").read_text(encoding="utf-8").split()
-    write_lines(out / "audio_stamp", stamp)
+    write_lists(out, {**lists, "audio_stamp": stamp})
     return found
 
 
@@ -197,8 +190,16 @@ def _pad(source: str, target: Path, requirements: Requirements) -> str:
         length += rate // 10
     target.parent.mkdir(parents=True, exist_ok=True)
     padded = np.pad(samples, (0, length - len(samples)))
-    write_flac(target, padded, rate)
+    soundfile.write(target, padded, rate, "PCM_16", format="FLAC")
     return os.path.abspath(target)
+
+
+def describe(char: str) -> str:
+    """A character as people can find it."""
+    if len(char) != 1:
+        return repr(char)
+    shown = f" {char}" if unicodedata.combining(char) else char
+    return f"'{shown}' (U+{ord(char):04X})"
 
 
 def some(items: Sequence[str]) -> str:
@@ -230,7 +231,7 @@ def summarize(
         lines.append(f"punctuation to spaces: {some(counts)}")
     unknown = sum((one.unknown for one in found.values()), Counter())
     if unknown:
-        counts = [f"{describe(c, named=True)} in {n}" for c, n in unknown.most_common()]
+        counts = [f"{describe(c)} in {n}" for c, n in unknown.most_common()]
         lines.append(f"characters without a token, and utterances: {some(counts)}")
     for name, one in found.items():
         total = len(one.kept) + len(one.reasons)
@@ -297,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = get_parser().parse_args(arguments)
-    with one_line():
+    with one_line(ValueError):
         requirements = requirements_from_config(read_yaml(args.config))
         if requirements.tokenizer is None:
             raise CorpusError(
@@ -321,8 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, one in found.items()
             for utt_id, reason in sorted(one.reasons.items())
         ]
-        write_lines(args.report, [*lines, *full])
-        write_lines(args.note, [note] if note else [])
+        write_list(args.report, [*lines, *full])
+        write_list(args.note, [note] if note else [])
     print("Texts and the backbone's tokens (--clean_text auto):")
     for line in lines or ["nothing had to be changed"]:
         print(f"  {line}")

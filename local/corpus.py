@@ -7,10 +7,8 @@ transcripts can be prepared with it.
 import contextlib
 import errno
 import hashlib
-import os
 import re
 import sys
-import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from espnet_hra.data.lists import speakers, write_lists
-from espnet_hra.data.requirements import frames_for_ctc, subsampled_frames
+from espnet_hra.data.lists import by_speaker, write_lists
 from espnet_hra.errors import UserError
-from espnet_hra.files import atomic
+from espnet_hra.files.tables import aligned
 
 #: Characters that people and word processors put where an apostrophe belongs.
 APOSTROPHES = "\u2019\u2018\u201b\u02bc\u02bb\u02b9\u2032\u00b4`\uff07"
@@ -41,7 +38,7 @@ _LOST_LETTER = re.compile(r"\ufffd|\?(?=\s*(\w))")
 SPLITS = ("train", "dev", "test")
 
 
-class CorpusError(UserError):
+class CorpusError(RuntimeError):
     """A preparation that cannot go on; its message is for the user."""
 
 
@@ -96,18 +93,7 @@ class Dropped:
         for reason, counter in self._counts.items():
             counts = [counter[group] for group in groups]
             rows.append([reason, *map(str, counts), str(sum(counts))])
-        return format_table(rows)
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of cells: the first column left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        return "\n".join(aligned(rows))
 
 
 def clean_text(text: str) -> str:
@@ -251,15 +237,25 @@ class Split:
         return "train"
 
 
-def fits_ctc(text: str, samples: int) -> bool:
-    """Whether CTC can align a text to audio, after frames of 10 ms and `conv2d`.
+def ctc_frames(samples: int) -> int:
+    """The encoder frames of an utterance: 10 ms each, then ``conv2d``.
 
     Args:
-        text: A cleaned text.
-        samples: The length of the audio at 16 kHz.
+        samples: The length at 16 kHz.
     """
-    frames = subsampled_frames(samples, hop_length=160)
-    return frames >= max(1, frames_for_ctc(text))
+    frames = samples // 160 + 1
+    return max(0, ((frames - 1) // 2 - 1) // 2)
+
+
+def ctc_frames_needed(text: str) -> int:
+    """The least number of frames in which CTC can emit a text as characters."""
+    repeats = sum(first == second for first, second in zip(text, text[1:]))
+    return len(text) + repeats
+
+
+def fits_ctc(text: str, samples: int) -> bool:
+    """Whether CTC can align a text to audio of this length."""
+    return ctc_frames(samples) >= max(1, ctc_frames_needed(text))
 
 
 def implausible_rates(
@@ -325,7 +321,7 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
     """Let a program end with one line and status 1 where something went wrong.
 
     Args:
-        expected: Errors whose message is enough, besides :class:`UserError`.
+        expected: Errors whose message is enough, besides :class:`CorpusError`.
     """
     try:
         yield
@@ -336,24 +332,8 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
             "error: a conversion process was killed, perhaps for want of memory; run "
             "the same command with --nj 1: it goes on from here"
         )
-    except (UserError, *expected) as error:
+    except (CorpusError, UserError, *expected) as error:
         sys.exit(f"error: {error}")
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name at the end of a block that succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as temporary:
-        inner = Path(temporary) / folder.name
-        inner.mkdir()
-        yield inner
-        os.replace(inner, folder)
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file in one step; its folder is made if it is not there."""
-    atomic.write_all(path.parent, {path.name: "".join(f"{line}\n" for line in lines)})
 
 
 def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
@@ -379,14 +359,15 @@ def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:
                 f"{folder}: the id {utterance.utt_id} does not begin with the "
                 f"speaker {utterance.speaker}"
             )
+    speakers = {u.utt_id: u.speaker for u in ordered}
     write_lists(
         folder,
         {
-            "wav.scp": {u.utt_id: u.audio for u in ordered},
-            "text": {u.utt_id: u.text for u in ordered},
-            "utt2spk": {u.utt_id: u.speaker for u in ordered},
-            "spk2utt": speakers({u.utt_id: u.speaker for u in ordered}),
-            "utt2task": {u.utt_id: u.task for u in ordered},
+            "wav.scp": [f"{u.utt_id} {u.audio}" for u in ordered],
+            "text": [f"{u.utt_id} {u.text}" for u in ordered],
+            "utt2spk": [f"{u.utt_id} {u.speaker}" for u in ordered],
+            "utt2task": [f"{u.utt_id} {u.task}" for u in ordered],
+            "spk2utt": by_speaker(speakers),
         },
     )
 
@@ -409,4 +390,4 @@ def summary(sets: Mapping[str, Sequence[Utterance]]) -> str:
     for task in [*tasks, "all"]:
         cells = [totals[name, task] for name in sets]
         rows.append([task, *(f"{count} / {length:.1f}" for count, length in cells)])
-    return format_table(rows)
+    return "\n".join(aligned(rows))

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from espnet_hra.data.lists import read_list, write_lists
+from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.files.tables import aligned
 from espnet_hra.names import TASK_NAME
 
 from corpus import (
     SPLITS,
     CorpusError,
     Split,
-    format_table,
     one_line,
     safe_name,
     sentence_key,
@@ -92,10 +92,10 @@ def read_set(folder: Path, base: Path) -> dict[str, Line]:
             "each utterance to a file of its own (ESPnet's format_wav_scp.sh "
             "--segments does), name these in wav.scp and remove segments"
         )
-    columns = {name: read_list(folder / name) for name in ("wav.scp", "text")}
+    columns = {name: read_entries(folder / name) for name in ("wav.scp", "text")}
     for name in ("utt2spk", "utt2task"):
         if (folder / name).exists():
-            columns[name] = read_list(folder / name)
+            columns[name] = read_entries(folder / name)
     if "utt2spk" not in columns and "utt2task" not in columns:
         raise CorpusError(f"there is neither {folder}/utt2spk nor {folder}/utt2task")
     tasks = columns.get("utt2task", columns.get("utt2spk", {}))
@@ -236,10 +236,10 @@ def write_set(folder: Path, lines: Mapping[str, Line]) -> None:
     write_lists(
         folder,
         {
-            "wav.scp": {utt_id: line.audio for utt_id, line in ordered},
-            "text": {utt_id: line.text for utt_id, line in ordered},
-            "utt2spk": {utt_id: line.speaker for utt_id, line in ordered},
-            "utt2task": {utt_id: line.task for utt_id, line in ordered},
+            "wav.scp": [f"{utt_id} {line.audio}" for utt_id, line in ordered],
+            "text": [f"{utt_id} {line.text}" for utt_id, line in ordered],
+            "utt2spk": [f"{utt_id} {line.speaker}" for utt_id, line in ordered],
+            "utt2task": [f"{utt_id} {line.task}" for utt_id, line in ordered],
         },
     )
 
@@ -254,7 +254,7 @@ def count_table(sets: Mapping[str, Mapping[str, Line]]) -> str:
         ]
         rows.append([task, *map(str, counts)])
     rows.append(["all", *(str(len(lines)) for lines in sets.values())])
-    return format_table(rows)
+    return "\n".join(aligned(rows))
 
 
 def get_parser() -> argparse.ArgumentParser:

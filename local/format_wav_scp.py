@@ -10,16 +10,16 @@ import argparse
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import soundfile
 
 from espnet_hra.data.audio import SAMPLE_RATE, Conversion, convert_all
-from espnet_hra.data.lists import read_list, write_lists
-from espnet_hra.data.progress import Progress
+from espnet_hra.data.lists import read_entries, write_lists
 
-from corpus import CorpusError, one_line, safe_name, write_lines
+from corpus import CorpusError, one_line, safe_name
 
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
 
@@ -52,6 +52,19 @@ def target_of(utt_id: str, source: str, folder: Path) -> str:
     return str(folder / f"{safe_name(utt_id)[:100]}-{digest}.flac")
 
 
+class Progress:
+    """Prints how far a conversion is, every few seconds."""
+
+    def __init__(self, every: float = 5.0) -> None:
+        self.every, self.printed = every, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Print a line if it is time, and at the end."""
+        if done == total or time.monotonic() - self.printed >= self.every:
+            self.printed = time.monotonic()
+            print(f"converted {done} of {total} recordings", flush=True)
+
+
 def format_set(
     data: Path, dump: Path, audio: Path, tasks: Sequence[str] | None, nj: int
 ) -> str:
@@ -70,7 +83,7 @@ def format_set(
     Raises:
         CorpusError: If a task is unknown, or an utterance lacks something.
     """
-    columns = {name: read_list(data / name) for name in COLUMNS}
+    columns = {name: read_entries(data / name) for name in COLUMNS}
     ids = sorted(columns["wav.scp"])
     for name, column in columns.items():
         if ids != sorted(column):
@@ -91,18 +104,20 @@ def format_set(
         if not is_ready(sources[utt_id]):
             paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute())
             jobs.append(Conversion(sources[utt_id], paths[utt_id]))
-    _, failures = convert_all(jobs, nj, Progress("converted")) if jobs else ({}, {})
+    _, failures = convert_all(jobs, nj, Progress()) if jobs else ({}, {})
     for message in failures.values():
         print(f"warning: {message}", file=sys.stderr, flush=True)
     for utt_id in ids:
         if paths[utt_id] in failures:
             paths[utt_id] = sources[utt_id]
     columns["wav.scp"] = paths
-    lists = {name: {u: column[u] for u in ids} for name, column in columns.items()}
-    write_lists(dump, lists)
+    lists = {
+        name: [f"{utt_id} {column[utt_id]}" for utt_id in ids]
+        for name, column in columns.items()
+    }
     stamps = "\n".join(stamp(sources[utt_id]) for utt_id in ids)
     digest = hashlib.sha256(stamps.encode("utf-8")).hexdigest()
-    write_lines(dump / "audio_stamp", [digest])
+    write_lists(dump, {**lists, "audio_stamp": [digest]})
     converted = len(jobs) - len(failures)
     return f"{dump.name}: {len(ids)} utterances, {converted} of them converted"
 

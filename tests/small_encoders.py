@@ -1,17 +1,22 @@
 """Small encoders for the tests: an ESPnet encoder, and the same one with an adapter."""
 
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 from espnet2.asr.encoder.branchformer_encoder import BranchformerEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
+from torch.utils.checkpoint import checkpoint
 
 from espnet_hra.encoder.adapted import AdaptedEncoder, wrap_encoder
 
 DIM, WIDTH, LAYERS = 20, 16, 3
 C, F = 6, 5  # controller_size, head_size
+RANK = 2
 
 CLASSES = {
     "conformer": ConformerEncoder,
@@ -34,6 +39,17 @@ CONFS: dict[str, dict[str, Any]] = {
     "transformer": {"linear_units": 24},
     "branchformer": {**_CGMLP},
     "e_branchformer": {**_CGMLP, "use_ffn": True, "linear_units": 24},
+}
+
+
+#: A small configuration of every method that is built.
+METHOD_CONFS: dict[str, dict[str, Any]] = {
+    "hra": {"controller_size": C, "head_size": F},
+    "residual": {"rank": RANK},
+    "lora": {"rank": RANK, "alpha": 3},
+    "bitfit": {},
+    "full": {},
+    "none": {},
 }
 
 
@@ -71,13 +87,16 @@ def adapt(
     conf: dict[str, Any],
     tasks: Any = (),
     dim: int = DIM,
+    adapter: str = "hra",
     **adapter_conf: Any,
 ) -> AdaptedEncoder:
     """The adapted counterpart, with the stock encoder's checkpoint loaded."""
-    adapter_conf = {"controller_size": C, "head_size": F, **adapter_conf}
+    if adapter == "lora":  # PEFT is an extra
+        pytest.importorskip("peft")
+    adapter_conf = {**METHOD_CONFS.get(adapter, {}), **adapter_conf}
     torch.manual_seed(7)
     encoder = wrap_encoder(type(stock))(
-        dim, adapter_conf=adapter_conf, tasks=tasks, **conf
+        dim, adapter=adapter, adapter_conf=adapter_conf, tasks=tasks, **conf
     )
     result = encoder.load_state_dict(stock.state_dict(), strict=False)
     assert not result.unexpected_keys
@@ -86,12 +105,27 @@ def adapt(
 
 
 def adapted_encoder(
-    kind: str, tasks: Any = (), seed: int = 1, dropout: float = 0.0, **adapter_conf: Any
+    kind: str,
+    tasks: Any = (),
+    seed: int = 1,
+    dropout: float = 0.0,
+    changes: Mapping[str, Any] | None = None,
+    **adapter_conf: Any,
 ) -> AdaptedEncoder:
-    """A small adapted encoder; if it is given dropout, then also while training."""
-    stock = stock_encoder(kind, seed, dropout=dropout)
+    """A small adapted encoder; if it is given dropout, then also while training.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        tasks: Their names.
+        seed: Of the backbone's weights.
+        dropout: Of the backbone.
+        changes: Keys of the encoder's configuration.
+        **adapter_conf: Keys of the adapter's, and `adapter` for another than HRA.
+    """
+    conf = conf_of(kind, dropout, **(changes or {}))
+    stock = stock_encoder(kind, seed, dropout=dropout, **(changes or {}))
     adapter_conf.setdefault("backbone_dropout", dropout > 0)
-    return adapt(stock, conf_of(kind, dropout), tasks, **adapter_conf)
+    return adapt(stock, conf, tasks, **adapter_conf)
 
 
 def as_if_trained(
@@ -103,6 +137,13 @@ def as_if_trained(
         for p in encoder.adapter.parameters():
             p.add_(scale * torch.randn(p.shape, generator=generator))
     return encoder
+
+
+def parallel(work: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Do this work in threads, one for each item; errors of a thread are raised."""
+    items = list(items)
+    with ThreadPoolExecutor(len(items)) as pool:
+        list(pool.map(work, items))
 
 
 def batch(size: int = 3, frames: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,3 +183,49 @@ def same_bits(one: Any, other: Any) -> bool:
         torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
         for a, b in zip(one, other)
     )
+
+
+# ------------------------------------------------------- activation checkpointing
+
+
+class CheckpointingEncoder(ConformerEncoder):
+    """A Conformer that checkpoints each of its layers itself."""
+
+    reentrant = False
+
+    def forward(self, xs_pad, ilens):
+        masks = torch.ones(xs_pad.size(0), 1, xs_pad.size(1), dtype=torch.bool)
+        xs, masks = self.embed(xs_pad, masks)
+        for layer in self.encoders:
+            xs, masks = checkpoint(layer, xs, masks, use_reentrant=self.reentrant)
+        return self.after_norm(xs[0]), masks.sum(-1), None
+
+
+def same_gradients(found, expected, tolerance=1e-5):
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        difference = (found[name] - gradient).norm()
+        assert difference <= tolerance * gradient.norm(), name
+
+
+def gradients_of(encoder, forward, within=False, names=("b", "a")):
+    """Gradients, with backward inside the block that chose the task or after it."""
+    encoder.zero_grad()
+    encoder.set_task("a")
+    xs, lens = batch(2)
+    torch.manual_seed(4)
+    with encoder.use_task(names):
+        loss = loss_of(forward(encoder, xs, lens))
+        if within:
+            loss.backward()
+    if not within:
+        loss.backward()
+    return gradients(encoder)
+
+
+def plain(encoder, xs, lens):
+    return encoder(xs, lens)[0]
+
+
+def whole(encoder, xs, lens):
+    return checkpoint(lambda x: encoder(x, lens)[0], xs, use_reentrant=False)

@@ -109,7 +109,7 @@ def test_packages_are_unpacked_without_the_tools_of_debian_too(
     tmp_path, monkeypatch, tools
 ):
     monkeypatch.syspath_prepend(str(ROOT / "local"))
-    import debian_packages
+    import debian_voices
 
     if tools == "missing":
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -118,12 +118,12 @@ def test_packages_are_unpacked_without_the_tools_of_debian_too(
     package, out = tmp_path / "x.deb", tmp_path / "out"
     package.write_bytes(debian_package({"usr/share/a b": "c"}))
     out.mkdir()
-    assert debian_packages.unpack(package, out) == ""
+    assert debian_voices.unpack(package, out) == ""
     assert (out / "usr" / "share" / "a b").read_text() == "c"
     package.write_bytes(package.read_bytes()[:-80])
-    assert debian_packages.unpack(package, out) != ""
+    assert debian_voices.unpack(package, out) != ""
     package.write_bytes(b"<html>")
-    assert debian_packages.unpack(package, out) != ""
+    assert debian_voices.unpack(package, out) != ""
 
 
 def test_a_full_disk(tmp_path, base):

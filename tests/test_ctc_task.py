@@ -169,7 +169,7 @@ def test_a_saved_task_brings_its_projection(adapter, tmp_path):
     assert torch.equal(logits(model, xs, lens, "b"), expected)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(copied, xs, lens, "b"), expected)
-        assert copied.ctc.ctc_lo.encoder[0] is copied.encoder
+        assert copied.ctc.ctc_lo._encoder[0] is copied.encoder
     frozen = model_of(adapter, ctc="frozen").encoder
     with pytest.raises(TaskError, match="was made for .*adapter"):
         frozen.load_task(tmp_path / "b.safetensors", replace=True)

@@ -695,3 +695,83 @@ def test_transcribing_files_of_any_format_and_rate(loud, an4, tmp_path, capsys):
     alone = capsys.readouterr().out.strip()
     assert transcribe.main([files[1], "--model", str(loud), "--task", "male"]) == 0
     assert capsys.readouterr().out.strip() == alone
+
+
+def test_each_utterance_of_a_list_keeps_the_task_that_utt2task_names(loud, an4):
+    import espnet_hra
+    from espnet_hra.espnet.model import encode_name
+
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(loud), ctc_greedy=True)
+    wave = waves(an4)[0]
+    alone = {task: speech2text(wave, task=task)[0][0] for task in ("female", "male")}
+    assert alone["female"] != alone["male"]
+    names = ["male", "female", "male"]
+    arrays = [encode_name(name) for name in names]
+    found = speech2text([wave] * 3, utt2task=arrays)
+    assert [one[0][0] for one in found] == [alone[name] for name in names]
+    with pytest.raises(TaskError, match="by task or by utt2task, once"):
+        speech2text([wave], utt2task=arrays[:1], task="male")
+    with pytest.raises(TaskError, match="3.*1"):
+        speech2text([wave], utt2task=arrays)
+    with pytest.raises(TaskError, match="no task as a data loader gives it"):
+        speech2text(wave, utt2task="male")
+
+
+# -------------------------------------------------------------- readers that agree
+
+
+@pytest.mark.parametrize("key", ["module", "state_dict", "model"])
+def test_an_initial_adapter_is_unwrapped_as_any_checkpoint_is(
+    key, joint, an4, base, tmp_path
+):
+    state = load(joint / "valid.loss.best.pth")
+    torch.save({key: state, "epoch": 3}, tmp_path / "wrapped.pth")
+    conf = {
+        **ADAPTATION["encoder_conf"],
+        "adapter_conf": {"controller_size": 16, "regime": "new_task"},
+    }
+    start = ("--init_adapter", str(tmp_path / "wrapped.pth"))
+    output = train(an4, base, tmp_path / "exp", *start, max_epoch=1, encoder_conf=conf)
+    after = load(output / "valid.loss.best.pth")
+    shared = [key for key in state if ".controller." in key]
+    assert shared and all(torch.equal(after[key], state[key]) for key in shared)
+
+
+def test_a_module_whose_keys_hold_the_adapters_name_is_not_the_adapter():
+    """Keys are matched where they begin, not wherever the name stands in them."""
+    from espnet_hra.espnet.base import components
+    from espnet_hra.espnet.trainer import adapter_only_state
+
+    model = torch.nn.ModuleDict(
+        {
+            "encoder": torch.nn.ModuleDict({"adapter": torch.nn.Linear(1, 1)}),
+            "decoder": torch.nn.ModuleDict(
+                {"encoder": torch.nn.ModuleDict({"adapter": torch.nn.Linear(1, 1)})}
+            ),
+        }
+    )
+    with adapter_only_state(model):
+        kept = list(model.state_dict())
+    assert kept == ["encoder.adapter.weight", "encoder.adapter.bias"]
+    parts = components(model)
+    assert list(parts) == ["decoder"]
+    assert [key for key, _ in parts["decoder"]] == [
+        "encoder.adapter.weight",
+        "encoder.adapter.bias",
+    ]
+
+
+def test_a_whole_model_survives_torch_save(loud, an4, tmp_path):
+    import espnet_hra
+
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(loud), ctc_greedy=True, task="male"
+    )
+    wave = waves(an4)[0]
+    expected = speech2text(wave)[0][0]
+    torch.save(speech2text.asr_model, tmp_path / "model.pth")
+    model = torch.load(tmp_path / "model.pth", weights_only=False)
+    other = espnet_hra.Speech2Text(
+        ready=(model, speech2text.asr_train_args), ctc_greedy=True, task="male"
+    )
+    assert other(wave)[0][0] == expected

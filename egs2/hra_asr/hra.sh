@@ -587,22 +587,29 @@ stage_4() {
     for set in "${all_sets[@]}"; do
         # Of two values of a key, YAML takes the second.
         extra=${tokens}
-        options=()
+        options=(--text "${from}/${set}/text")
         if [ "${set}" = test ]; then
             # Its texts are only compared with: any character may occur in them.
             extra="token_list: null"
             if [ "${clean_text}" = auto ]; then
                 # And none at all: all that is recognised in silence is wrong.
-                options=(--check_text false)
+                options=()
             fi
         fi
         printf '%s\n' "$(cat "${validation_config}")" "${extra}" >"${config}"
-        announce "${python_words[@]}" -m espnet_hra.cli validate "${from}/${set}" \
+        echo "${set}:"
+        announce "${python_words[@]}" -m espnet_hra.cli validate \
+            --wav_scp "${from}/${set}/wav.scp" \
             "${options[@]}" \
+            --utt2task "${from}/${set}/utt2task" \
             --config "${config}" \
             --skip_bad "${skip_bad}" \
             --report "${log_dir}/validate_${set}.txt" \
-            --out_dir "${dump}"
+            --out_dir "${dump}/${set}"
+        if [ "${#options[@]}" -eq 0 ]; then
+            awk 'NR == FNR { kept[$1]; next } $1 in kept' "${dump}/${set}/wav.scp" \
+                "${from}/${set}/text" >"${dump}/${set}/text"
+        fi
         cp "${dump}/raw/${set}/audio_stamp" "${dump}/${set}"
     done
     cut -d ' ' -f 2- "${dump}/train/utt2task" | sort -u >"${task_list}"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.data.checks import check, write_shapes
-from espnet_hra.data.lists import copy_lists, read_list
+from espnet_hra.data.checks import check, shapes
+from espnet_hra.data.lists import write_lists, write_subset
 from espnet_hra.data.problems import Report
 from espnet_hra.data.requirements import Requirements
 from espnet_hra.errors import DataError, TaskError
@@ -102,11 +102,10 @@ def prepare(
         key = part if part in parts else "all"
         lists[part] = work / "data" / part
         sources = {name: parts[key] / name for name in _STREAMS}
-        copy_lists(sources, lists[part], good[part])
-        report = reports[key]
+        write_subset(sources, lists[part], good[part])
         tokens = requirements.tokens
         size = None if tokens is None else len(tokens)
-        write_shapes(report, lists[part], size, good[part])
+        write_lists(lists[part], shapes(reports[key], size, good[part]))
     report = reports["train" if "train" in reports else "all"]
     samples = sum(report.samples[utterance] for utterance in good["train"])
     return lists, samples / requirements.sample_rate / 60
@@ -136,7 +135,8 @@ def data_options(
 
 def utterances(folder: Path) -> int:
     """How many utterances a prepared folder has."""
-    return len(read_list(folder / "wav.scp"))
+    with open(folder / "wav.scp", encoding="utf-8") as file:
+        return sum(1 for _ in file)
 
 
 def describe(source: Path, lists: dict[str, Path], minutes: float) -> str:
@@ -190,7 +190,7 @@ def score(speech2text: Any, name: str, folder: Path) -> dict[str, Any]:
 
     from espnet_hra.report import scoring
 
-    texts = read_list(folder / "text")
+    texts = scoring.read_text(folder / "text")
     audio = SoundScpReader(str(folder / "wav.scp"), dtype="float32")
     pairs = []
     for utterance, reference in texts.items():

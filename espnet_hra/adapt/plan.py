@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.data.lists import ListError, read_pairs
-from espnet_hra.encoder.adapted import read_tasks
+from espnet_hra.data.lists import read_list
 from espnet_hra.errors import DataError, TaskError
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
+from espnet_hra.tasks.config import read_tasks
 from espnet_hra.tasks.store import FOLDER, TaskStore
 
 #: Folder with the logs of the tasks, and whatever a training needs meanwhile.
@@ -119,18 +119,18 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     for part in PARTS:
         tasks: dict[str, str] = {}
         lines: Lines = {}
-        for utterance, task in _read(folder / part / "utt2task", "one task"):
+        for utterance, task in _read(folder / part / "utt2task"):
             if task:
                 tasks.setdefault(utterance, task)
                 lines.setdefault(task, {name: [] for name in _FILES})
         without = set()
         for name in _FILES:
-            for utterance, value in _read(folder / part / name, "one line"):
+            for utterance, entry in _read(folder / part / name):
                 if utterance not in tasks:
                     without.add(utterance)
                     continue
-                value = _whole_path(value) if name == "wav.scp" else value
-                lines[tasks[utterance]][name].append(f"{utterance} {value}")
+                entry = _whole_path(entry) if name == "wav.scp" else entry
+                lines[tasks[utterance]][name].append(f"{utterance} {entry}")
         if without:
             warnings.append(
                 f"{folder / part}: {len(without):,} utterances are left out, as "
@@ -140,14 +140,17 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     return parts, warnings
 
 
-def _read(path: Path, what: str) -> list[tuple[str, str]]:
-    try:
-        return read_pairs(path)
-    except ListError as e:
-        raise DataError(
-            f"{e}; --data is a folder with train and dev, and each of them has "
-            f"wav.scp, text and utt2task ({what} for each utterance)"
-        ) from e
+def _read(path: Path) -> list[tuple[str, str]]:
+    """The lines of a list. An id that stands twice is left to the check of its task."""
+    found = read_list(path)
+    for fault in found.problems:
+        if fault.kind == "unreadable file":
+            raise DataError(
+                f"{path}: {fault.detail}; --data is a folder with train and dev, and "
+                "each of them has wav.scp, text and utt2task, with one line for each "
+                "utterance"
+            )
+    return found.lines
 
 
 def _whole_path(entry: str) -> str:

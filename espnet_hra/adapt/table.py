@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.files.atomic import write as write_atomic
+from espnet_hra.files import tables
 
 #: Columns, and how their numbers are written. Rates are in percent.
 COLUMNS = {
@@ -32,10 +32,8 @@ Row = Mapping[str, Any]
 
 def write(rows: Sequence[Row], folder: Path) -> Path:
     """Write ``tasks.tsv``: a header, and a line for each task."""
-    lines = [list(COLUMNS), *(_cells(row) for row in rows)]
-    text = "".join("\t".join(cells) + "\n" for cells in lines)
     path = folder / FILE
-    write_atomic(path, text.encode("utf-8"))
+    tables.write_rows(path, [list(COLUMNS), *(_cells(row) for row in rows)])
     return path
 
 
@@ -68,14 +66,8 @@ def summary(rows: Sequence[Row], limit: int = 30) -> str:
         if len(cells["note"]) > 90:  # the file has all of it
             cells["note"] = f"{cells['note'][:86]} ..."
         table.append([cells[name] for name in names])
-    widths = [max(len(line[i]) for line in table) for i in range(len(names))]
-    lines = []
-    for line in table:
-        cells = [
-            cell.rjust(width) if COLUMNS[name] else cell.ljust(width)
-            for name, cell, width in zip(names, line, widths)
-        ]
-        lines.append("  ".join(cells).rstrip())
+    left = [i for i, name in enumerate(names) if not COLUMNS[name]]
+    lines = tables.aligned(table, left)
     if hidden:
         lines.append(f"... and {hidden:,} more in {FILE}")
     return "\n".join(lines)

@@ -237,7 +237,7 @@ class Workbench:
         from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 
         from espnet_hra.data.requirements import requirements_from_config
-        from espnet_hra.espnet.building import token_hash
+        from espnet_hra.espnet.base import token_hash
         from espnet_hra.espnet.task import HRATask
 
         self.args = copy.deepcopy(args)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.errors import BaseModelError, DataError, TaskError
 from espnet_hra.files import atomic
 from espnet_hra.names import check_task_name, listing
@@ -64,7 +63,11 @@ def get_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ngpu", type=int, default=0, help="(default: 0)")
     sub.add_argument("--workdir", help="Keep the training here (default: thrown away)")
-    add_skip_bad(sub)
+    sub.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="Leave out utterances that fail the check, instead of stopping",
+    )
     add_info(sub, "what the task was trained on (default: the folder and its size)")
 
     sub = command("remove", "forget tasks")

@@ -1,141 +1,188 @@
-"""Check Kaldi-style data folders before a training: all problems in one report."""
+"""`espnet-hra validate`: the check of data before training, as a program."""
 
 import argparse
 import logging
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_hra.data.checks import add_skip_bad, check, write_shapes
-from espnet_hra.data.lists import copy_lists, of_folder
+from espnet_hra.data.checks import check, shapes
+from espnet_hra.data.lists import LISTS, write_lists, write_subset
 from espnet_hra.data.problems import Report, number
 from espnet_hra.data.requirements import Requirements, requirements_from_config
-from espnet_hra.errors import ConfigError, DataError
+from espnet_hra.errors import DataError
 from espnet_hra.files import atomic
 from espnet_hra.files.config import read_yaml
 
-HELP = "check the audio, texts and tasks of data folders"
+logger = logging.getLogger(__name__)
 
-#: The folders of a corpus that is split.
-_PARTS = ("train", "dev", "test")
+_PARTS = ("train", "dev", "valid", "test")
+
+_EXAMPLES = """examples:
+  espnet-hra validate data/train
+  espnet-hra validate data --config exp/train/config.yaml
+  espnet-hra validate data/train --skip_bad true --out_dir dump/train
+"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    from espnet2.utils.types import str2bool
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    from espnet2.utils.types import str2bool, str_or_none
 
-    parser.description = __doc__
-    parser.add_argument(
-        "folders",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="Has wav.scp, text and, if tasks shall be checked, utt2task; or the "
-        "folders train, dev and test with these",
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra validate",
+        description="Check the data of a training run before it starts: every list, "
+        "every recording in full, texts and tasks. All problems come in one report, "
+        "each with its remedy.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
+        "folders",
+        nargs="*",
+        metavar="DIR",
+        help="Kaldi-style folders with wav.scp, and text and utt2task if they have "
+        "them; or a folder of such (train, dev, test)",
+    )
+    parser.add_argument("--wav_scp", help="The list of recordings, instead of DIR")
+    parser.add_argument("--text", type=str_or_none, help="The list of texts")
+    parser.add_argument("--utt2task", type=str_or_none, help="The list of tasks")
+    parser.add_argument(
         "--config",
+        type=str_or_none,
         help="The training configuration of the model; without it, only what is wrong "
         "for every model at 16 kHz is found",
     )
     parser.add_argument(
-        "--check_text",
+        "--skip_bad",
         type=str2bool,
-        default=True,
-        metavar="true|false",
-        help="false: texts are only compared with, as those of a test set: anything "
-        "may stand in them, or nothing (default: true)",
+        default=False,
+        help="true: leave the bad utterances out, count them, and go on (needs "
+        "--out_dir); default: false",
     )
-    add_skip_bad(parser)
-    parser.add_argument("--report", type=Path, help="Write the whole report here")
+    parser.add_argument(
+        "--report", type=str_or_none, help="Where to write the whole report"
+    )
     parser.add_argument(
         "--out_dir",
-        type=Path,
-        help="Write the lists of the good utterances, and their shapes for ESPnet, to "
-        "OUT_DIR/<name of DIR>",
+        type=str_or_none,
+        help="Where to write the lists of the good utterances and their shapes; of "
+        "several folders, each to a folder of its name in it",
     )
-    parser.add_argument("--jobs", type=int, help="Recordings to read at once")
+    parser.add_argument(
+        "--jobs", type=int, help="The number of recordings to read at once"
+    )
+    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check, report, and write what is kept.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check from the command line.
+
+    Args:
+        argv: The arguments, by default those of the process.
 
     Returns:
         The exit status: 0 if training can go on, 1 if it cannot.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.skip_bad and args.out_dir is None:
+        parser.error("--skip_bad true needs --out_dir for the utterances that are kept")
+    if bool(args.folders) == bool(args.wav_scp):
+        parser.error("give either a folder with wav.scp, or --wav_scp LIST")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        requirements = Requirements()
+        if args.config is not None:
+            requirements = requirements_from_config(read_yaml(args.config, DataError))
+        sets = _lists_of(args)
+        reports = {
+            name: check(
+                lists["wav.scp"],
+                lists.get("text"),
+                lists.get("utt2task"),
+                requirements=requirements,
+                jobs=args.jobs,
+            )
+            for name, lists in sets.items()
+        }
+        if args.report is not None:
+            _write_report(Path(args.report), reports)
+        return max(
+            _conclude(args, requirements, name, sets[name], report)
+            for name, report in reports.items()
+        )
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+
+
+def _lists_of(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
+    """The lists of each set by Kaldi's names; an only set has the name "".
 
     Raises:
-        UserError: A folder or the configuration cannot be used.
+        DataError: A folder has none.
     """
-    if args.skip_bad and args.out_dir is None:
-        raise ConfigError(
-            "--skip_bad true needs --out_dir for the utterances that are kept"
-        )
-    folders = [part for folder in args.folders for part in _parts(folder)]
-    twice = [name for name, n in Counter(f.name for f in folders).items() if n > 1]
-    if twice and args.out_dir is not None:
-        raise ConfigError(
-            f"--out_dir: several folders are called {', '.join(twice)}: check them one "
-            "by one"
-        )
-    requirements = Requirements()
-    if args.config is not None:
-        requirements = requirements_from_config(read_yaml(args.config))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    reports = {}
-    for folder in folders:
-        found = of_folder(folder)
-        reports[folder] = check(
-            found["wav.scp"],
-            folder / "text" if args.check_text else None,
-            found.get("utt2task"),
-            requirements=requirements,
-            jobs=args.jobs,
-        )
-        bad = not reports[folder].ok
-        print(f"{folder}: {reports[folder]}", file=sys.stderr if bad else sys.stdout)
-    if args.report is not None:
-        whole = [f"{folder}: {r.format(limit=None)}\n" for folder, r in reports.items()]
-        atomic.write_all(args.report.parent, {args.report.name: "\n".join(whole)})
-        if not all(report.ok for report in reports.values()):
-            print(f"The whole report: {args.report}", file=sys.stderr)
-    return _keep(reports, requirements, args.skip_bad, args.out_dir)
+    if args.wav_scp is not None:
+        given = {"wav.scp": args.wav_scp, "text": args.text, "utt2task": args.utt2task}
+        lists = {name: Path(path) for name, path in given.items() if path is not None}
+        speakers = lists["wav.scp"].parent / "utt2spk"
+        return {"": lists | ({"utt2spk": speakers} if speakers.exists() else {})}
+    folders: list[Path] = []
+    for folder in map(Path, args.folders):
+        within = [folder / part for part in _PARTS]
+        found = [p for p in (folder, *within) if (p / "wav.scp").exists()]
+        if not found:
+            raise DataError(
+                f"{folder}: there is no wav.scp in it, nor in {', '.join(_PARTS)} "
+                "within; write a line for each recording: its id, a space, its path"
+            )
+        folders += found[:1] if found[0] == folder else found
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder).strip("/").replace("/", "_") for folder in folders]
+    return {
+        name if len(folders) > 1 else "": {
+            kind: folder / kind for kind in LISTS if (folder / kind).exists()
+        }
+        for name, folder in zip(names, folders)
+    }
 
 
-def _parts(folder: Path) -> Sequence[Path]:
-    """The folders with lists that a folder stands for."""
-    folder = folder.absolute() if folder.name in ("", "..") else folder
-    if (folder / "wav.scp").exists():
-        return [folder]
-    parts = [folder / name for name in _PARTS if (folder / name / "wav.scp").exists()]
-    if not parts:
-        raise DataError(
-            f"{folder}: there is no wav.scp in it, nor folders {', '.join(_PARTS)} "
-            "with one; give a Kaldi-style data folder"
-        )
-    return parts
+def _write_report(path: Path, reports: dict[str, Report]) -> None:
+    texts = [
+        f"{name}:\n{report.format(limit=None)}" if name else report.format(limit=None)
+        for name, report in reports.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(path, "\n\n".join(texts) + "\n")
 
 
-def _keep(
-    reports: dict[Path, Report],
+def _conclude(
+    args: argparse.Namespace,
     requirements: Requirements,
-    skip_bad: bool,
-    out_dir: Path | None,
+    name: str,
+    lists: dict[str, Path],
+    report: Report,
 ) -> int:
-    """Write the good utterances, if training can go on; see :func:`run`."""
-    if not skip_bad and not all(report.ok for report in reports.values()):
-        return 1
-    empty = [str(folder) for folder, report in reports.items() if not report.good]
-    if empty:
-        print(f"No utterance is left in {', '.join(empty)}.", file=sys.stderr)
-        return 1
-    if out_dir is None:
-        return 0
-    size = None if requirements.tokens is None else len(requirements.tokens)
-    for folder, report in reports.items():
-        target = out_dir / folder.name
-        kept = copy_lists(of_folder(folder), target, report.good)
-        write_shapes(report, target, size)
+    """Say what was found and write what is kept; the exit status of this set."""
+    said = f"{name}: " if name else ""
+    if not report.ok:
+        print(f"{said}{report.format()}", file=sys.stderr)
+        if args.report is not None:
+            print(f"The whole report: {args.report}", file=sys.stderr)
+        if not args.skip_bad:
+            return 1
+        if not report.samples:
+            print(f"{said}No utterance is left to train on.", file=sys.stderr)
+            return 1
+    elif name or args.out_dir is None:
+        print(f"{said}{report.summary()}")
+    if args.out_dir is not None:
+        target = Path(args.out_dir) / name
+        kept = write_subset(lists, target, report.good)
+        tokens = requirements.tokens
+        write_lists(target, shapes(report, None if tokens is None else len(tokens)))
         left_out = f", {len(report.bad):,} left out" if report.bad else ""
-        print(f"{number(kept, 'utterance')} kept{left_out}: {target}")
+        logger.info(f"{number(kept, 'utterance')} kept{left_out}: {target}")
     return 0

@@ -8,7 +8,6 @@ The bad utterances can be left out, and what was measured on the way is written 
 shape files that ESPnet's batch sampler wants.
 """
 
-import argparse
 import difflib
 import functools
 import os
@@ -16,13 +15,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from espnet_hra.data.lists import PathLike, Scan, scan, write_lists
+from espnet_hra.data.lists import KaldiList, PathLike, read_list
 from espnet_hra.data.problems import Problem, Report, describe
 from espnet_hra.data.recordings import read_all
-from espnet_hra.data.requirements import Requirements, frames_for_ctc
+from espnet_hra.data.requirements import Requirements
 from espnet_hra.names import TASK_NAME, listing
 
-#: Adds a problem of an utterance: kind, utterance, detail, remedy.
 _Tell = Callable[[str, str, str, str], None]
 
 
@@ -48,17 +46,19 @@ def check(
     Returns:
         All problems, and the lengths of what is good. Bad data never raise.
     """
-    audio_list = scan(wav_scp)
-    text_list = None if text is None else scan(text)
-    task_list = None if utt2task is None else scan(utt2task)
-    found_lists = [one for one in (audio_list, text_list, task_list) if one is not None]
-    report = Report(problems=[p for one in found_lists for p in one.problems])
+    report = Report()
     problems, bad = report.problems, report.bad
-    bad.update(*(one.bad for one in found_lists))
+    audio_list = read_list(wav_scp)
+    text_list = None if text is None else read_list(text)
+    task_list = None if utt2task is None else read_list(utt2task)
+    lists = [entry for entry in (audio_list, text_list, task_list) if entry is not None]
+    for found in lists:
+        problems.extend(found.problems)
+        bad.update(found.bad)
 
-    utterances = sorted(set().union(*(one.ids for one in found_lists)))
+    utterances = sorted(set().union(*(entry.ids for entry in lists)))
     report.utterances = len(utterances)
-    if not all(one.usable for one in found_lists):
+    if not all(entry.usable for entry in lists):
         # Without one of its lists no utterance is whole, but one line says so.
         bad.update(utterances)
 
@@ -68,7 +68,7 @@ def check(
 
     _check_ids(utterances, tell)
     _check_partners(audio_list, text_list, task_list, tell)
-    for other in found_lists[1:]:
+    for other in lists[1:]:
         problems.extend(_order_problems(audio_list, other))
     if task_list is not None:
         _check_tasks(task_list, requirements.tasks, tell)
@@ -77,14 +77,13 @@ def check(
         tokens = _check_texts(text_list, requirements, report, tell)
 
     samples: dict[str, int] = {}
-    for utterance, found in read_all(
-        audio_list.entries, requirements.sample_rate, jobs
-    ):
-        for problem in found.problems:
+    rate = requirements.sample_rate
+    for utterance, audio in read_all(audio_list.entries, rate, jobs):
+        for problem in audio.problems:
             tell(problem.kind, utterance, problem.detail, problem.remedy)
-        if found.samples:
-            samples[utterance] = found.samples
-            _check_length(utterance, found.samples, tokens, requirements, tell)
+        if audio.samples:
+            samples[utterance] = audio.samples
+            _check_length(utterance, audio.samples, tokens, requirements, tell)
 
     for utterance, length in samples.items():
         if utterance not in bad:
@@ -94,44 +93,33 @@ def check(
     return report
 
 
-def add_skip_bad(parser: argparse._ActionsContainer) -> None:
-    """Add the option `--skip_bad true|false`, which means the same everywhere."""
-    from espnet2.utils.types import str2bool
-
-    parser.add_argument(
-        "--skip_bad",
-        type=str2bool,
-        default=False,
-        metavar="true|false",
-        help="Leave out and count utterances that fail the check, instead of stopping "
-        "with the report (default: false)",
-    )
-
-
-def write_shapes(
-    report: Report,
-    folder: PathLike,
-    vocab_size: int | None = None,
-    keep: Collection[str] | None = None,
-) -> None:
-    """Write the shapes of the good utterances, as ESPnet's ``collect_stats`` does.
+def shapes(
+    report: Report, vocab_size: int | None = None, keep: Iterable[str] | None = None
+) -> dict[str, list[str] | None]:
+    """The shapes of the good utterances, as ESPnet's ``collect_stats`` writes them.
 
     Args:
         report: A finished check.
-        folder: Gets ``speech_shape`` (id and samples) and, if texts were split into
-            tokens, ``text_shape`` (id, and tokens and vocabulary with a comma).
         vocab_size: The size of the vocabulary, which ESPnet's recipes add to the text
             shapes; None leaves it out, as ``collect_stats`` itself does.
-        keep: The utterances to write; None for all good ones.
+        keep: The utterances that are wanted; None for all good ones.
 
-    Raises:
-        OSError: If a file cannot be written.
+    Returns:
+        The lines of ``speech_shape`` (id and samples) and of ``text_shape`` (id, and
+        tokens and vocabulary with a comma), the latter None if texts were not split
+        into tokens.
     """
     suffix = "" if vocab_size is None else f",{vocab_size}"
-    kept = report.good if keep is None else sorted(report.samples.keys() & set(keep))
-    tokens = {u: f"{report.tokens[u]}{suffix}" for u in kept if u in report.tokens}
-    speech = {utterance: report.samples[utterance] for utterance in kept}
-    write_lists(folder, {"speech_shape": speech, "text_shape": tokens or None})
+    kept = report.good if keep is None else sorted(keep)
+    return {
+        "speech_shape": [f"{utt} {report.samples[utt]}" for utt in kept],
+        "text_shape": [
+            f"{utt} {report.tokens[utt]}{suffix}"
+            for utt in kept
+            if utt in report.tokens
+        ]
+        or None,
+    }
 
 
 def _check_ids(utterances: Iterable[str], tell: _Tell) -> None:
@@ -154,7 +142,7 @@ def _check_ids(utterances: Iterable[str], tell: _Tell) -> None:
 
 
 def _check_partners(
-    audio: Scan, text: Scan | None, tasks: Scan | None, tell: _Tell
+    audio: KaldiList, text: KaldiList | None, tasks: KaldiList | None, tell: _Tell
 ) -> None:
     """Every utterance stands in every list, or in none."""
     if not audio.usable:
@@ -199,7 +187,7 @@ def _check_partners(
             )
 
 
-def _order_problems(audio: Scan, other: Scan) -> Iterator[Problem]:
+def _order_problems(audio: KaldiList, other: KaldiList) -> Iterator[Problem]:
     """ESPnet reads the lists side by side when it collects statistics or decodes."""
     pairs = zip(
         (utterance for utterance in audio.entries if utterance in other.entries),
@@ -217,7 +205,7 @@ def _order_problems(audio: Scan, other: Scan) -> Iterator[Problem]:
             return
 
 
-def _check_tasks(tasks: Scan, known: Collection[str] | None, tell: _Tell) -> None:
+def _check_tasks(tasks: KaldiList, known: Collection[str] | None, tell: _Tell) -> None:
     known_set = None if known is None else frozenset(known)
 
     @functools.cache
@@ -253,12 +241,12 @@ def _check_tasks(tasks: Scan, known: Collection[str] | None, tell: _Tell) -> Non
 
 
 def _check_texts(
-    texts: Scan, requirements: Requirements, report: Report, tell: _Tell
+    texts: KaldiList, requirements: Requirements, report: Report, tell: _Tell
 ) -> dict[str, list[str]]:
     """Split the texts into tokens and find those that the model does not know."""
     known = None if requirements.tokens is None else frozenset(requirements.tokens)
     tokenizer = requirements.tokenizer
-    unknown_in: Counter[str] = Counter()
+    unknown_in: Counter = Counter()
     result: dict[str, list[str]] = {}
     for utterance, text in texts.entries.items():
         tokens: list[str] | None = None
@@ -309,9 +297,10 @@ def _remedy_for_unknown(
     text: str, tokenizer: Callable[[str], list[str]], known: Collection[str]
 ) -> str:
     """Name the simplest change of the text after which the model knows it all."""
-    compose = functools.partial(unicodedata.normalize, "NFC")
-    changes: dict[str, Callable[[str], str]] = {
-        "Compose the characters (Unicode NFC).": compose,
+    changes = {
+        "Compose the characters (Unicode NFC).": lambda s: unicodedata.normalize(
+            "NFC", s
+        ),
         "Write the text in lower case.": str.lower,
         "Write the text in upper case.": str.upper,
     }
@@ -348,13 +337,15 @@ def _check_length(
             "Leave the utterance out, or record it anew.",
         )
     elif requirements.ctc and utterance in tokens:
-        count, needed = len(tokens[utterance]), frames_for_ctc(tokens[utterance])
-        if frames < needed:
+        spelled = tokens[utterance]
+        repeats = sum(a == b for a, b in zip(spelled, spelled[1:]))
+        if frames < len(spelled) + repeats:
             tell(
                 "too few frames",
                 utterance,
                 f"{frames} encoder frames ({seconds:.2f} s), but CTC needs "
-                f"{needed} for {count} tokens and {needed - count} repeats",
+                f"{len(spelled) + repeats} for {len(spelled)} tokens and {repeats} "
+                "repeats",
                 "Correct the text if it says more than the recording, leave the "
                 "utterance out, or use an encoder with less subsampling "
                 "(encoder_conf: input_layer).",

@@ -1,202 +1,86 @@
-"""Kaldi's lists: `wav.scp`, `text`, `utt2spk`, `spk2utt`, `utt2task`, and shape files.
+"""Kaldi's lists: an utterance's id, a space, and its entry on each line.
 
-A line is an id, white space, and a value that may be empty. There is one parser and two
-ways to use it: :func:`read_list` stops at the first fault, :func:`scan` collects all of
-them for a report. (ESPnet's own reader takes a byte order mark for a part of the first
-id, and its errors name no remedy.)
+There is one reader. It takes a list line by line, as ESPnet splits it, and never gives
+up: what is wrong with which line is part of the result. (ESPnet's own ends at the first
+such line.) :func:`read_entries` is for those who want whole lists only.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from espnet_hra.data.problems import Problem, number
 from espnet_hra.errors import DataError
 from espnet_hra.files import atomic
 from espnet_hra.names import listing
 
-PathLike = atomic.PathLike
+PathLike = str | os.PathLike[str]
 
-#: The lists of a data folder, in the order in which they are written.
-NAMES = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2task")
+#: The lists of a data directory, in the order in which they are written.
+LISTS = ("wav.scp", "text", "utt2spk", "spk2utt", "utt2task")
 
-_REMEDY_UTF8 = "Convert the file to UTF-8 (iconv -f <its encoding> -t UTF-8)."
-_REMEDY_LINE_ENDS = "Convert the line ends to LF (tr -d '\\r', or dos2unix)."
-_BOM = b"\xef\xbb\xbf"
-
-
-class ListError(DataError):
-    """A list that cannot be read or written; the message names file and line."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line as it was read; a faulty one has an id only where that is whole."""
-
-    number: int
-    id: str
-    value: str
-    fault: str = ""
-    remedy: str = ""
-    ends_with_cr: bool = False
-
-
-def _parse(content: bytes) -> Iterator[_Line]:
-    raw_lines = content.removeprefix(_BOM).split(b"\n")
-    if raw_lines[-1] == b"":
-        raw_lines.pop()  # the end of the last line
-    for number_, raw in enumerate(raw_lines, 1):
-        with_cr = raw.endswith(b"\r")
-        raw = raw.removesuffix(b"\r")
-        fault, remedy = "", "Remove the line, or write it anew."
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            byte = raw[error.start]
-            fault = f"byte 0x{byte:02x} at position {error.start + 1} is not UTF-8"
-            remedy = _REMEDY_UTF8
-            line = raw.decode("utf-8", errors="replace")
-        else:
-            if b"\r" in raw:
-                fault = "a carriage return stands within the line"
-                remedy = _REMEDY_LINE_ENDS
-            elif not line.strip():
-                fault, remedy = "the line is blank", "Remove the line."
-        id_, value = (*line.split(maxsplit=1), "", "")[:2]
-        if fault and "\ufffd" in id_:
-            id_ = ""  # an id that is itself damaged belongs to nobody
-        yield _Line(number_, id_, value.rstrip(), fault, remedy, with_cr)
-
-
-def read_pairs(path: PathLike) -> list[tuple[str, str]]:
-    """Ids and values of a list, line by line; an id may stand in it twice.
-
-    Raises:
-        ListError: The list cannot be read, or is not in UTF-8.
-    """
-    return [(line.id, line.value) for line in _read(path)]
-
-
-def read_list(path: PathLike) -> dict[str, str]:
-    """Values of a list by id, in its order.
-
-    Blank lines, a byte order mark and the line ends of Windows are passed over.
-
-    Raises:
-        ListError: The list cannot be read, is not in UTF-8, or an id stands in it
-            twice.
-    """
-    values: dict[str, str] = {}
-    for line in _read(path):
-        if line.id in values:
-            raise ListError(f"{path}, line {line.number}: {line.id} stands twice")
-        values[line.id] = line.value
-    return values
-
-
-def _read(path: PathLike) -> Iterator[_Line]:
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise ListError(f"{path}: cannot be read: {error.strerror or error}") from error
-    for line in _parse(content):
-        if line.remedy == _REMEDY_UTF8:
-            raise ListError(f"{path}, line {line.number}: {line.fault}. {line.remedy}")
-        if line.id:
-            yield line
+_UTF8 = "Convert the file to UTF-8 (iconv -f <its encoding> -t UTF-8)."
+_BLANK = "the line is blank"
+_LINE_ENDS = "Convert the line ends to LF (tr -d '\\r', or dos2unix)."
 
 
 @dataclass
-class Scan:
-    """All that a list has, and all that is wrong with it.
+class KaldiList:
+    """A list of a data directory as it was read.
 
     Attributes:
         path: Where it is.
-        entries: The value of every id, the first one if there are several.
+        entries: The entry of every id, the first one if there are several.
+        lines: Every id and entry that could be read, in order, repetitions as well.
         ids: All ids, with those whose line could not be read.
-        bad: The ids that cannot be used.
-        problems: What is wrong.
+        problems: What is wrong with it.
+        bad: The ids that this concerns.
+        usable: Whether there is anything in it.
     """
 
     path: str
     entries: dict[str, str] = field(default_factory=dict)
+    lines: list[tuple[str, str]] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
-    bad: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is anything in it."""
-        return bool(self.ids)
+    bad: set[str] = field(default_factory=set)
+    usable: bool = True
 
     def tell(self, kind: str, where: str, detail: str, remedy: str) -> None:
         """Add a problem."""
         self.problems.append(Problem(kind, where, detail, remedy))
 
+    def useless(self, detail: str, remedy: str) -> "KaldiList":
+        """Say that there is nothing in it."""
+        self.usable = False
+        self.tell("unreadable file", self.path, detail, remedy)
+        return self
 
-def scan(path: PathLike) -> Scan:
-    """Read a list without ever giving up."""
-    result = Scan(os.fspath(path))
-    path = result.path
+
+def read_list(path: PathLike) -> KaldiList:
+    """Read a list. Whatever is wrong with it is in what is returned."""
+    result = KaldiList(os.fspath(path))
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = Path(path).read_bytes()
     except OSError as error:
-        result.tell(
-            "unreadable file",
-            path,
+        return result.useless(
             f"cannot be read: {error.strerror or error}",
             "Correct the path, or run the stage that writes this file.",
         )
-        return result
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        result.tell("unreadable file", path, "is UTF-16, not UTF-8", _REMEDY_UTF8)
-        return result
-    if content.startswith(_BOM):
+        return result.useless("is UTF-16, not UTF-8", _UTF8)
+    if content.startswith(b"\xef\xbb\xbf"):
+        content = content[3:]
         result.tell(
             "byte order mark",
             f"{path}:1",
             "the file starts with U+FEFF, which would become part of the first id",
             "Save the file as UTF-8 without a byte order mark.",
         )
-
-    found: dict[str, list[_Line]] = {}
-    with_cr: list[int] = []
-    for line in _parse(content):
-        if line.ends_with_cr:
-            with_cr.append(line.number)
-        if line.id:
-            result.ids.add(line.id)
-        if line.fault:
-            where = f"{path}:{line.number}"
-            result.tell("unreadable line", where, line.fault, line.remedy)
-            result.bad.update({line.id} - {""})
-            continue
-        result.entries.setdefault(line.id, line.value)
-        found.setdefault(line.id, []).append(line)
-    if with_cr:
-        result.tell(
-            "line ends",
-            f"{path}:{with_cr[0]}",
-            f"{number(len(with_cr), 'line')} end with CR LF, expected LF alone",
-            _REMEDY_LINE_ENDS,
-        )
-    for id_, lines in found.items():
-        if len(lines) > 1:
-            what = "equal" if len({line.value for line in lines}) == 1 else "different"
-            shown = listing([str(line.number) for line in lines], limit=5)
-            result.tell(
-                "duplicate id",
-                id_,
-                f"stands in lines {shown} of {path}, with {what} entries",
-                "Give every utterance its own id, or remove the surplus lines.",
-            )
-            result.bad.add(id_)
-    if not result.usable:
-        result.tell(
-            "unreadable file",
-            path,
+    _read_lines(result, content)
+    if not result.ids:
+        result.useless(
             "there is no utterance in it",
             f"Write a line for each utterance into {os.path.basename(path)}: its id, "
             "a space, and the entry.",
@@ -204,82 +88,174 @@ def scan(path: PathLike) -> Scan:
     return result
 
 
-def write_lists(
-    folder: PathLike, lists: Mapping[str, Mapping[str, object] | None]
-) -> None:
-    """Write lists of a folder together: all of them are new, or all are as before.
+def _read_lines(result: KaldiList, content: bytes) -> None:
+    lines_of: dict[str, list[int]] = {}
+    values_of: dict[str, set[str]] = {}
+    with_cr: list[int] = []
+    raw_lines = content.split(b"\n")
+    if raw_lines[-1] == b"":
+        raw_lines.pop()  # the end of the last line
+    for line_number, raw in enumerate(raw_lines, 1):
+        if raw.endswith(b"\r"):
+            with_cr.append(line_number)
+            raw = raw[:-1]
+        line = raw.decode("utf-8", errors="replace")
+        utterance, value = (*line.split(maxsplit=1), "", "")[:2]
+        fault = _fault(raw, line)
+        if fault is not None:
+            result.tell("unreadable line", f"{result.path}:{line_number}", *fault)
+            # An id that is itself damaged belongs to nobody.
+            if utterance and "\ufffd" not in utterance:
+                result.ids.add(utterance)
+                result.bad.add(utterance)
+            continue
+        result.ids.add(utterance)
+        result.lines.append((utterance, value.rstrip()))
+        result.entries.setdefault(utterance, value.rstrip())
+        lines_of.setdefault(utterance, []).append(line_number)
+        values_of.setdefault(utterance, set()).add(value.rstrip())
+    if with_cr:
+        result.tell(
+            "line ends",
+            f"{result.path}:{with_cr[0]}",
+            f"{number(len(with_cr), 'line')} end with CR LF, expected LF alone",
+            _LINE_ENDS,
+        )
+    for utterance, numbers in lines_of.items():
+        if len(numbers) > 1:
+            what = "equal" if len(values_of[utterance]) == 1 else "different"
+            shown = listing([str(one) for one in numbers], limit=5)
+            result.tell(
+                "duplicate id",
+                utterance,
+                f"stands in lines {shown} of {result.path}, with {what} entries",
+                "Give every utterance its own id, or remove the surplus lines.",
+            )
+            result.bad.add(utterance)
 
-    Args:
-        folder: The folder, which is made if it is not there.
-        lists: Values by id, in the order to write, by the list's name; None removes a
-            list of an earlier run.
+
+def _fault(raw: bytes, line: str) -> tuple[str, str] | None:
+    """What is wrong with a line, and the remedy."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        return f"byte 0x{byte:02x} at position {error.start + 1} is not UTF-8", _UTF8
+    if b"\r" in raw:
+        return "a carriage return stands within the line", _LINE_ENDS
+    if not line.strip():
+        return _BLANK, "Remove the line."
+    return None
+
+
+#: Problems that change nothing of what is read; so do blank lines.
+_HARMLESS = {"byte order mark", "line ends"}
+
+
+def read_entries(path: PathLike) -> dict[str, str]:
+    """The entries of a list by id, in the order of the list.
 
     Raises:
-        OSError: A list cannot be written.
+        DataError: It cannot be read, has a line that cannot, or an id twice.
+    """
+    found = read_list(path)
+    fault = first_fault(found)
+    if fault is not None:
+        at = (
+            fault.where
+            if fault.where.startswith(found.path)
+            else f"{path}: {fault.where}"
+        )
+        raise DataError(f"{at}: {fault.detail}. {fault.remedy}")
+    return found.entries
+
+
+def first_fault(found: KaldiList) -> Problem | None:
+    """The first problem that changes what is read of a list; None if there is none."""
+    for problem in found.problems:
+        if problem.kind not in _HARMLESS and problem.detail != _BLANK:
+            return problem
+    return None
+
+
+# ------------------------------------------------------------------------------ writing
+
+
+def write_list(path: PathLike, lines: Iterable[str]) -> None:
+    """Write the lines of a file in one step; its folder is made if need be."""
+    path = Path(path)
+    write_lists(path.parent, {path.name: lines})
+
+
+def write_lists(folder: PathLike, lists: Mapping[str, Iterable[str] | None]) -> None:
+    """Write lists so that nobody sees half of them; None removes an old one.
+
+    Args:
+        folder: Where to, made if need be.
+        lists: The lines of each, by name.
+
+    Raises:
+        OSError: One cannot be written; then all are as they were.
     """
     atomic.write_all(
-        folder,
+        Path(folder),
         {
-            name: None
-            if entries is None
-            else "".join(f"{id_} {value}\n" for id_, value in entries.items())
-            for name, entries in lists.items()
+            name: None if lines is None else "".join(f"{line}\n" for line in lines)
+            for name, lines in lists.items()
         },
     )
 
 
-def speakers(utt2spk: Mapping[str, str]) -> dict[str, str]:
-    """The list `spk2utt` that belongs to an `utt2spk`, sorted."""
-    utterances: dict[str, list[str]] = {}
-    for utterance in sorted(utt2spk):
-        utterances.setdefault(utt2spk[utterance], []).append(utterance)
-    return {speaker: " ".join(utterances[speaker]) for speaker in sorted(utterances)}
+def by_speaker(speakers: Mapping[str, str]) -> list[str]:
+    """The lines of spk2utt, from the speakers by utterance (utt2spk)."""
+    spoken: dict[str, list[str]] = {}
+    for utterance in sorted(speakers):
+        spoken.setdefault(speakers[utterance], []).append(utterance)
+    return [f"{speaker} {' '.join(spoken[speaker])}" for speaker in sorted(spoken)]
 
 
-def of_folder(folder: PathLike) -> dict[str, str]:
-    """The paths of a data folder's lists, of those that are there, by their names."""
-    paths = {name: os.path.join(folder, name) for name in NAMES}
-    return {name: path for name, path in paths.items() if os.path.exists(path)}
-
-
-def copy_lists(
-    sources: Mapping[str, PathLike], target: PathLike, keep: Collection[str]
+def write_subset(
+    sources: Mapping[str, PathLike] | PathLike,
+    target_dir: PathLike,
+    keep: Collection[str],
 ) -> int:
-    """Copy lists, wherever they lie, restricted to some utterances and sorted.
-
-    All lists of the target change together; those of an earlier run that the sources
-    lack are removed, and `spk2utt` is made from `utt2spk`.
+    """Write lists, wherever they lie, restricted to some utterances and sorted.
 
     Args:
-        sources: Paths of lists by their names in data folders.
-        target: The folder to write into.
+        sources: The lists by their names in Kaldi's data directories, or such a
+            directory. A spk2utt is made from utt2spk.
+        target_dir: Where to write. All files change together, each at once; lists of
+            an earlier run that the sources lack are removed.
         keep: The ids of the utterances to keep.
 
     Returns:
-        The number of lines of the new `wav.scp`.
+        The number of lines of the new wav.scp.
 
     Raises:
-        ListError: A source lies in the target, or cannot be read.
-        OSError: A list cannot be written.
+        ValueError: Source and target are the same directory.
+        OSError: A list cannot be read or written.
     """
+    if not isinstance(sources, Mapping):
+        paths = {name: os.path.join(sources, name) for name in LISTS}
+        sources = {name: path for name, path in paths.items() if os.path.exists(path)}
     for source in sources.values():
         folder = os.path.dirname(os.path.abspath(source))
-        if os.path.realpath(folder) == os.path.realpath(target):
-            raise ListError(
-                f"{os.fspath(target)} holds the data themselves: choose another "
+        if os.path.realpath(folder) == os.path.realpath(target_dir):
+            raise ValueError(
+                f"{os.fspath(target_dir)} holds the data themselves: choose another "
                 "folder, nothing is overwritten"
             )
     kept = frozenset(keep)
-    lists: dict[str, dict[str, str] | None] = dict.fromkeys(NAMES)
+    files: dict[str, list[str] | None] = dict.fromkeys(LISTS)
     for name, source in sources.items():
         if name == "spk2utt":
             continue
-        found = scan(source)
-        if not found.usable and not os.path.exists(source):
-            raise ListError(f"{found.path}: {found.problems[0].detail}")
-        ids = sorted(kept & found.entries.keys())
-        lists[name] = {id_: found.entries[id_] for id_ in ids}
-    if (utt2spk := lists["utt2spk"]) is not None:
-        lists["spk2utt"] = speakers(utt2spk)
-    write_lists(target, lists)
-    return len(lists["wav.scp"] or ())
+        found = read_list(source)
+        if not found.entries and not os.path.exists(source):
+            raise FileNotFoundError(f"{name}: {found.problems[0].detail}: {source}")
+        ours = {utt: found.entries[utt] for utt in sorted(kept & found.entries.keys())}
+        files[name] = [f"{utterance} {entry}" for utterance, entry in ours.items()]
+        if name == "utt2spk":
+            files["spk2utt"] = by_speaker(ours)
+    write_lists(target_dir, files)
+    return len(files["wav.scp"] or ())

@@ -1,4 +1,4 @@
-"""What is wrong with data, and the report about it."""
+"""What is wrong with data, and how it is reported."""
 
 import unicodedata
 from collections import Counter
@@ -117,7 +117,7 @@ class Report:
 
 
 def number(count: int, noun: str) -> str:
-    """A number of things: 1 line, 2,000 lines."""
+    """A count with its noun: 1 line, 2,000 lines."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

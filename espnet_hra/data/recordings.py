@@ -1,4 +1,4 @@
-"""Reading recordings in full, as training will, to find those that cannot be used."""
+"""Recordings: each is read in full, in blocks, several at once."""
 
 import functools
 import itertools
@@ -7,16 +7,15 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import soundfile
 
-from espnet_hra.data.headers import expected_size
 from espnet_hra.data.problems import Problem, number
-from espnet_hra.data.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +23,16 @@ logger = logging.getLogger(__name__)
 #: recording of nothing but dither stays below, whispered speech does not).
 SILENT_PEAK = 1e-4
 
+#: A WAV header that claims more than this was written to a pipe, by a program that
+#: could not go back to fill in the length (sox leaves 0x7FFFF..., FFmpeg 0xFFFFFFFF).
+_UNKNOWN_SIZE = 0x7FFF0000
+
 _BLOCK = 1 << 18  # samples read at once: long recordings need no more memory
 _ARK_ENTRY = re.compile(r"(?P<path>.+):(?P<offset>\d+)")
+_SECONDS_BETWEEN_MESSAGES = 5.0
 
 
-class Audio(NamedTuple):
+class _Audio(NamedTuple):
     """A recording: its length at the rate wanted (0: unknown), and its problems."""
 
     samples: int
@@ -66,19 +70,9 @@ _REMEDY_COPY = "Copy or convert the recording again from its source, or leave it
 
 
 def read_all(
-    entries: Mapping[str, str], sample_rate: int, jobs: int | None = None
-) -> Iterator[tuple[str, Audio]]:
-    """Read all recordings, several at once.
-
-    Args:
-        entries: What `wav.scp` has, by utterance.
-        sample_rate: The rate that is expected, in Hz.
-        jobs: How many to read at once; None for one for each CPU that may be used, at
-            most eight.
-
-    Yields:
-        Utterances and what was found, in order of the list.
-    """
+    entries: Mapping[str, str], sample_rate: int, jobs: int | None
+) -> Iterator[tuple[str, _Audio]]:
+    """Read all recordings, several at once, and yield them in order of the list."""
     if jobs is None:
         jobs = min(8, _cpus())
     # libsndfile decodes without Python's lock, so threads are enough. They get lists:
@@ -86,12 +80,15 @@ def read_all(
     batches = list(itertools.batched(entries.items(), 32))
     look = functools.partial(_check_batch, sample_rate=sample_rate)
     pool = ThreadPoolExecutor(max(1, jobs))
-    progress, done = Progress("checked", logger.info), 0
+    last_message = time.monotonic()
+    done = 0
     try:
         for results in pool.map(look, batches):
             yield from results
             done += len(results)
-            progress(done, len(entries))
+            if time.monotonic() - last_message > _SECONDS_BETWEEN_MESSAGES:
+                last_message = time.monotonic()
+                logger.info(f"checked {done:,} of {len(entries):,} recordings")
     finally:
         # After Ctrl-C nobody waits for the recordings that were not begun.
         pool.shutdown(cancel_futures=True)
@@ -106,11 +103,11 @@ def _cpus() -> int:
 
 def _check_batch(
     batch: Iterable[tuple[str, str]], sample_rate: int
-) -> list[tuple[str, Audio]]:
+) -> list[tuple[str, _Audio]]:
     return [(utt, _check_audio(utt, entry, sample_rate)) for utt, entry in batch]
 
 
-def _check_audio(utterance: str, entry: str, sample_rate: int) -> Audio:
+def _check_audio(utterance: str, entry: str, sample_rate: int) -> _Audio:
     """Read one recording in full."""
     problems: list[Problem] = []
 
@@ -121,7 +118,7 @@ def _check_audio(utterance: str, entry: str, sample_rate: int) -> Audio:
         levels, rate, channels = _measure(entry)
     except _Flaw as flaw:
         tell(flaw.kind, flaw.detail, flaw.remedy)
-        return Audio(0, problems)
+        return _Audio(0, problems)
     samples = levels.samples
     if rate is not None and rate != sample_rate:
         tell(
@@ -150,7 +147,7 @@ def _check_audio(utterance: str, entry: str, sample_rate: int) -> Audio:
         elif peak < SILENT_PEAK:
             silent = f"the peak is {20 * math.log10(peak):.0f} dBFS"
         else:
-            return Audio(samples, problems)
+            return _Audio(samples, problems)
         tell(
             "silent audio",
             f"{silent}: {entry}",
@@ -158,7 +155,7 @@ def _check_audio(utterance: str, entry: str, sample_rate: int) -> Audio:
         )
     else:
         tell("empty audio", f"no samples: {entry}", _REMEDY_COPY)
-    return Audio(samples, problems)
+    return _Audio(samples, problems)
 
 
 def _measure(entry: str) -> tuple[_Levels, int | None, int]:
@@ -209,7 +206,7 @@ def _measure(entry: str) -> tuple[_Levels, int | None, int]:
         raise _Flaw("empty audio", f"the file has no bytes: {path}", _REMEDY_COPY)
     try:
         with open(path, "rb") as handle:
-            missing = (expected_size(handle, offset or 0) or 0) - info.st_size
+            missing = (_expected_size(handle, offset or 0) or 0) - info.st_size
     except OSError as error:
         raise _Flaw(
             "unreadable audio", f"{error.strerror or error}: {path}", _REMEDY_COPY
@@ -266,7 +263,8 @@ def _measure_file(path: str) -> tuple[_Levels, int, int]:
 
 def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
     """Read a recording from a Kaldi archive; see :func:`_measure`."""
-    from omniio import kaldi  # what ESPnet itself reads archives with
+    # What ESPnet itself reads archives with. (kaldiio would run what is pickled in one.)
+    from omniio import kaldi
 
     try:
         # Never by name: a name is run by a shell if it looks like a command.
@@ -295,6 +293,90 @@ def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
     levels = _Levels()
     levels.add(value)
     return levels, rate, 1 if value.ndim == 1 else value.shape[1]
+
+
+def _expected_size(handle: BinaryIO, base: int) -> int | None:
+    """The size that a file must at least have, by the header of a recording in it.
+
+    libsndfile takes a file that ends early for a shorter recording. Only the header
+    tells, and only these formats have a length there that libsndfile ignores.
+
+    Args:
+        handle: The open file.
+        base: Where the recording starts.
+
+    Returns:
+        The number of bytes up to its end, None if the header does not say.
+    """
+    handle.seek(base)
+    head = handle.read(1024)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        return _chunk_end(
+            handle, base, b"data", "big" if head[:4] == b"RIFX" else "little"
+        )
+    if head[:4] == b"FORM":
+        return _chunk_end(handle, base, b"SSND", "big")
+    if head[:4] == b".snd" and len(head) >= 12:
+        start, size = (int.from_bytes(head[i : i + 4], "big") for i in (4, 8))
+        return base + start + size if size < _UNKNOWN_SIZE else None
+    if head[:7] == b"NIST_1A":
+        fields = dict(re.findall(rb"^(\w+) -\w+ (\S+)", head, re.MULTILINE))
+        names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+        try:
+            start = int(head[8:16])
+            count, channels, width = (int(fields[name]) for name in names)
+        except (KeyError, ValueError):
+            return None
+        if fields.get(b"sample_coding", b"pcm") not in (b"pcm", b"ulaw", b"alaw"):
+            return None  # compressed
+        return base + start + count * channels * width
+    if head[:4] == b"OggS" and base == 0:
+        return _last_ogg_page_end(handle)
+    return None
+
+
+def _chunk_end(
+    handle: BinaryIO, base: int, wanted: bytes, order: Literal["big", "little"]
+) -> int | None:
+    """The end of a chunk of a RIFF or AIFF file (None: its length is not given)."""
+    position = base + 12
+    wide_size = None
+    for _ in range(1000):  # a damaged file may hold millions of empty chunks
+        handle.seek(position)
+        head = handle.read(8)
+        if len(head) < 8:
+            # No samples up to the end of the file; is this the end that it promises?
+            handle.seek(base + 4)
+            size = int.from_bytes(handle.read(4), order)
+            return base + 8 + size if size < _UNKNOWN_SIZE else None
+        size = int.from_bytes(head[4:], order)
+        if head[:4] == b"ds64":
+            wide_size = int.from_bytes(handle.read(16)[8:], "little")
+        if head[:4] == wanted:
+            if size == 0xFFFFFFFF and wide_size is not None:
+                size = wide_size
+            elif size >= _UNKNOWN_SIZE:
+                return None
+            return position + 8 + size
+        position += 8 + size + size % 2
+    return None
+
+
+def _last_ogg_page_end(handle: BinaryIO) -> int | None:
+    """Where the last page that begins in an Ogg file should end."""
+    longest = 27 + 255 + 255 * 255
+    size = handle.seek(0, os.SEEK_END)
+    start = max(0, size - longest)
+    handle.seek(start)
+    tail = handle.read()
+    page = tail.rfind(b"OggS")
+    if page < 0:
+        return None
+    header = tail[page : page + 27]
+    if len(header) < 27:
+        return start + page + 27
+    sizes = tail[page + 27 : page + 27 + header[26]]
+    return start + page + 27 + header[26] + sum(sizes)
 
 
 def _exists(path: str) -> bool:

@@ -1,15 +1,11 @@
-"""What a model needs of its data, as its training configuration says it."""
+"""What a model needs of its data, read off its configuration."""
 
 import argparse
 import functools
-import itertools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from espnet_hra.errors import ConfigError
-from espnet_hra.tasks.config import read_tasks
 
 #: The time-axis convolutions (kernel size, stride) of ESPnet's input layers.
 INPUT_LAYERS: dict[str | None, tuple[tuple[int, int], ...]] = {
@@ -101,54 +97,36 @@ def subsampled_frames(
     return frames
 
 
-def frames_for_ctc(tokens: Sequence[str]) -> int:
-    """The least number of frames in which CTC can emit tokens (or a text's letters).
-
-    It needs a frame for each, and a blank one between two equal ones.
-    """
-    return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
-
-
 def requirements_from_config(
     args: Mapping[str, Any] | argparse.Namespace,
 ) -> Requirements:
     """What the model of an ESPnet training configuration needs.
 
     Args:
-        args: The configuration, as read from YAML or as the ESPnet task gets it.
+        args: The configuration, as read from YAML or as the Task gets it.
 
     Returns:
         The requirements. Nothing is claimed about frames where the frontend or the
         encoder is not known here, nor about tokens whose tokenizer is not ESPnet's own.
 
     Raises:
-        UserError: A value of the configuration cannot be what it is, or a file that it
-            names cannot be read.
+        ValueError: If a value of the configuration cannot be what it is.
+        OSError: If a file that the configuration names cannot be read.
     """
     config = vars(args) if isinstance(args, argparse.Namespace) else args
-    tasks = _section(config, "encoder_conf").get("tasks")
     requirements = Requirements(
-        sample_rate=_parse_rate(_section(config, "frontend_conf").get("fs", 16000)),
-        frames=_frames(config),
-        tasks=None if tasks is None else read_tasks(tasks),
-        ctc=_section(config, "model_conf").get("ctc_weight", 0.5) != 0.0,
+        frames=_frames_from_config(config),
+        tasks=_tasks_from_config(config),
+        ctc=(config.get("model_conf") or {}).get("ctc_weight", 0.5) != 0.0,
     )
-    tokens = _tokens(config)
-    try:
-        tokenizer = None if tokens is None else _tokenizer(config)
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from error
-    if tokenizer is not None:
-        requirements.tokens, requirements.tokenizer = tokens, tokenizer
+    rate = (config.get("frontend_conf") or {}).get("fs", requirements.sample_rate)
+    requirements.sample_rate = _parse_rate(rate)
+    tokens = _tokens_from_config(config)
+    if tokens is not None:
+        tokenizer = _tokenizer_from_config(config)
+        if tokenizer is not None:
+            requirements.tokens, requirements.tokenizer = tokens, tokenizer
     return requirements
-
-
-def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A part of the configuration; empty where it has none."""
-    section = config.get(key) or {}
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{key}: {section!r} is not keys and values")
-    return section
 
 
 def _parse_rate(value: Any) -> int:
@@ -156,35 +134,53 @@ def _parse_rate(value: Any) -> int:
 
     try:
         rate = humanfriendly.parse_size(value) if isinstance(value, str) else int(value)
-    except (TypeError, ValueError, humanfriendly.InvalidSize):
-        rate = 0
+    except (TypeError, ValueError, humanfriendly.InvalidSize) as error:
+        raise ValueError(f"frontend_conf: fs: {value!r} is no sampling rate") from error
     if rate <= 0:
-        raise ConfigError(f"frontend_conf: fs: {value!r} is no sampling rate")
+        raise ValueError(f"frontend_conf: fs: {value!r} is no sampling rate")
     return rate
 
 
-def _tokens(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _read_names(path: str, key: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return [line.rstrip("\n") for line in handle]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{key}: {path} is not UTF-8") from error
+    except OSError as error:
+        raise type(error)(error.errno, f"{key}: {error.strerror}", path) from error
+
+
+def _tokens_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     tokens = config.get("token_list")
     if tokens is None:
         return None
-    if isinstance(tokens, str | os.PathLike):
-        try:
-            with open(tokens, encoding="utf-8") as file:
-                # A token may be white space itself: ESPnet keeps its first character.
-                tokens = [line[:1].strip("\n") + line[1:].rstrip() for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"token_list: {tokens}: cannot be read: {error}"
-            ) from error
-    new = _section(_section(config, "encoder_conf"), "adapter_conf").get("new_tokens")
-    new = new if isinstance(new, list | tuple) else ()
-    return tuple(map(str, (*tokens, *(token for token in new if token not in tokens))))
+    if isinstance(tokens, (str, os.PathLike)):
+        # A token may be a white-space character itself: ESPnet keeps the first one.
+        lines = _read_names(os.fspath(tokens), "token_list")
+        tokens = [line[:1] + line[1:].rstrip() for line in lines]
+    conf = (config.get("encoder_conf") or {}).get("adapter_conf") or {}
+    new = conf.get("new_tokens")
+    if not isinstance(new, list | tuple):
+        new = []
+    return tuple(str(t) for t in (*tokens, *(t for t in new if t not in tokens)))
 
 
-def _frames(config: Mapping[str, Any]) -> Callable[[int], int] | None:
+def _tasks_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    tasks = (config.get("encoder_conf") or {}).get("tasks")
+    if tasks is None:
+        return None
+    if isinstance(tasks, (str, os.PathLike)):
+        lines = _read_names(os.fspath(tasks), "encoder_conf: tasks")
+        tasks = [line.strip() for line in lines if line.strip()]
+    # YAML reads a task named 1 as a number.
+    return tuple(str(task) for task in tasks)
+
+
+def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | None:
     encoder = str(config.get("encoder")).removeprefix("hra_")
-    input_layer = _section(config, "encoder_conf").get("input_layer", "conv2d")
-    frontend = _section(config, "frontend_conf")
+    input_layer = (config.get("encoder_conf") or {}).get("input_layer", "conv2d")
+    frontend = config.get("frontend_conf") or {}
     if (
         config.get("frontend", "default") != "default"
         or config.get("input_size") is not None  # features, no waveforms
@@ -204,7 +200,7 @@ def _frames(config: Mapping[str, Any]) -> Callable[[int], int] | None:
     )
 
 
-def _tokenizer(
+def _tokenizer_from_config(
     config: Mapping[str, Any],
 ) -> Callable[[str], list[str]] | None:
     """Build what ESPnet's preprocessor does to a text."""
@@ -212,7 +208,7 @@ def _tokenizer(
         return None
     kind = config.get("token_type", "bpe")
     symbols = config.get("non_linguistic_symbols")
-    conf = _section(config, "preprocessor_conf")
+    conf = config.get("preprocessor_conf") or {}
     space = conf.get("space_symbol", "<space>")
     # Not espnet2.text.build_tokenizer where it can be helped: it imports all
     # tokenizers and their toolkits, which takes seconds.
@@ -233,7 +229,7 @@ def _tokenizer(
 
         model = config.get("bpemodel")
         if model is None:
-            raise ConfigError("token_type: bpe needs a bpemodel")
+            raise ValueError("token_type: bpe needs a bpemodel")
         with open(model, "rb"):
             pass  # SentencePiece opens it late, and aborts without naming it
         tokenizer = SentencepiecesTokenizer(model)

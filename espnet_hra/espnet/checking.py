@@ -7,8 +7,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from espnet_hra.data.checks import check
-from espnet_hra.data.lists import copy_lists, read_list, write_lists
+from espnet_hra.data import checks
+from espnet_hra.data.lists import read_entries, read_list, write_lists, write_subset
 from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.espnet import ctc
@@ -54,7 +54,7 @@ def check_data(args: argparse.Namespace) -> None:
                 f"--{part}_data_path_and_name_and_"
                 f"type PATH/{DATA_NAME},{DATA_NAME},text"
             )
-        reports[part] = check(
+        reports[part] = checks.check(
             lists["speech"],
             lists.get("text"),
             lists.get(DATA_NAME),
@@ -105,7 +105,10 @@ def _unknown_tokens(args: argparse.Namespace) -> dict[str, int]:
         tokenizer = requirements_from_config(args).tokenizer
         path = _lists(args, "train").get("text")
         if path is not None and tokenizer is not None:
-            for text in read_list(path).values():
+            found = read_list(path)
+            if not found.usable:
+                raise ValueError(f"{path}: {found.problems[0].detail}")
+            for text in found.entries.values():
                 counts.update(tokenizer(text))
     except (ValueError, OSError) as e:
         raise DataError(f"the training text cannot be read: {e}") from e
@@ -127,7 +130,7 @@ def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
     folder = Path(args.output_dir) / "checked" / part
     lists = _lists(args, part)
     sources = {_KALDI_NAMES[name]: path for name, path in lists.items()}
-    copy_lists(sources, folder, keep)
+    write_subset(sources, folder, keep)
     setattr(
         args,
         f"{part}_data_path_and_name_and_type",
@@ -137,10 +140,13 @@ def _restrict(args: argparse.Namespace, part: str, keep: Sequence[str]) -> None:
         ],
     )
     kept = set(keep)
-    shapes: dict[str, dict[str, str]] = {}
+    shapes: dict[str, list[str]] = {}
     for path in getattr(args, f"{part}_shape_file"):
-        shape = {u: value for u, value in read_list(path).items() if u in kept}
-        shapes[f"shape.{len(shapes)}"] = shape
+        shapes[f"shape.{len(shapes)}"] = [
+            f"{utterance} {shape}".rstrip()
+            for utterance, shape in read_entries(path).items()
+            if utterance in kept
+        ]
     write_lists(folder, shapes)
     setattr(args, f"{part}_shape_file", [str(folder / name) for name in shapes])
 

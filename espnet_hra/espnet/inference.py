@@ -452,22 +452,37 @@ def _named(utt2task: Wave | Sequence[Wave]) -> str | list[str]:
         ) from e
 
 
+class _Opener:
+    """Stands for ESPnet's ``Speech2Text`` in its decoding loop, which only opens one.
+
+    Args:
+        extra: Arguments of :class:`Speech2Text` that ESPnet's loop does not know.
+        without_task: Whether the plain backbone decodes.
+    """
+
+    def __init__(self, extra: dict[str, Any], without_task: bool):
+        self._extra, self._without_task = extra, without_task
+
+    def from_pretrained(
+        self, model_tag: str | None = None, **kwargs: Any
+    ) -> Speech2Text:
+        """See :meth:`Speech2Text.from_pretrained`."""
+        opened = Speech2Text.from_pretrained(model_tag, **{**kwargs, **self._extra})
+        if self._without_task:
+            opened.set_task(None)
+        return opened
+
+
 def inference(args: argparse.Namespace, extra: dict[str, Any]) -> None:
     """Run ESPnet's decoding loop with this module's ``Speech2Text``.
 
     Args:
         args: Options of ``espnet2.bin.asr_inference``.
-        extra: Further arguments of :class:`Speech2Text`.
+        extra: Further arguments of :class:`Speech2Text`, and `without_task`.
+
+    Raises:
+        TaskError: A task is given, and that there shall be none.
     """
-
-    class Configured(Speech2Text):
-        @classmethod
-        def from_pretrained(cls, model_tag: str | None = None, **kwargs: Any):
-            built = super().from_pretrained(model_tag, **{**kwargs, **extra})
-            if without_task:
-                built.set_task(None)
-            return built
-
     options = {k: v for k, v in vars(args).items() if k != "config"}
     extra = dict(extra)
     without_task = extra.pop("without_task", False)
@@ -475,5 +490,6 @@ def inference(args: argparse.Namespace, extra: dict[str, Any]) -> None:
         raise TaskError(
             f"--task {extra['task']} and --without_task true exclude each other"
         )
-    with standing_in(asr_inference, Speech2Text=Configured, ASRTask=HRATask):
+    opener = _Opener(extra, without_task)
+    with standing_in(asr_inference, Speech2Text=opener, ASRTask=HRATask):
         asr_inference.inference(**options)

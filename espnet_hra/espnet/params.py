@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
+from espnet_hra.files.tables import aligned
 
 
 def count(model: torch.nn.Module) -> dict[str, Any]:
@@ -77,13 +78,9 @@ def table(counts: dict[str, Any], title: str = "Parameters") -> str:
     row("one task", counts["one_task"])
     row(f"all {len(tasks):,} tasks", sum(tasks.values()))
     row("trainable now", counts["trainable"])
-    widths = [max(len(r[i]) for r in rows) for i in range(3)]
     lines = [
         f"{title}: {json.dumps(counts['config'], sort_keys=True)}",
-        *(
-            f"  {r[0]:<{widths[0]}}  {r[1]:>{widths[1]}}  {r[2]:>{widths[2]}}"
-            for r in rows
-        ),
+        *(f"  {line}" for line in aligned(rows)),
         f"  trainable share of the model: "
         f"{100.0 * counts['trainable'] / (backbone + own):.3f} %",
         f"  formula: shared {counts['formula']['shared']:,}, per task "

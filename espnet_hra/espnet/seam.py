@@ -32,7 +32,7 @@ def standing_in(module: ModuleType, **others: Any) -> Iterator[None]:
         AttributeError: The module has no such name (it is another version).
     """
     with contextlib.ExitStack() as stack:
-        for name, other in others.items():
+        for name, other in sorted(others.items()):  # one order: no two wait in a ring
             lock = _held.setdefault((module.__name__, name), threading.RLock())
             stack.enter_context(lock)
             own = getattr(module, name)

@@ -1,10 +1,10 @@
-"""Tables: TSV for programs, Markdown for people.
+"""Tables: TSV for programs, Markdown and aligned columns for people.
 
 A TSV table has one dataclass for its lines; the fields are the columns.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,16 @@ def read_table[Line](path: PathLike, kind: type[Line]) -> list[Line]:
     return rows
 
 
+def write_rows(path: PathLike, rows: Iterable[Sequence[str]]) -> None:
+    """Write cells as TSV in one step; the first row is the header."""
+    atomic.write(path, "".join("\t".join(row) + "\n" for row in rows))
+
+
 def write_table[Line](path: PathLike, lines: Sequence[Line], kind: type[Line]) -> None:
     """Write a table in one step; its folder is made if it is not there."""
     cells = ([_cell(v) for v in astuple(line)] for line in lines)  # type: ignore
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, "\n".join([header(kind), *map("\t".join, cells)]) + "\n")
+    write_rows(path, [[field.name for field in fields(kind)], *cells])
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
@@ -68,6 +73,23 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     names, *body = [[_escape(cell) for cell in row] for row in cells]
     rule = ["---", *("---:" for _ in names[1:])]
     return "\n".join("|" + "|".join(row) + "|" for row in (names, rule, *body)) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """The lines of a table in columns of equal width.
+
+    Args:
+        rows: Cells; the first row is the head.
+        left: Which columns are set to the left; the others, to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _cell(value: str | int | float) -> str:

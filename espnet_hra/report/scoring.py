@@ -39,7 +39,6 @@ from typing import (
 
 import jiwer
 
-from espnet_hra.data.lists import ListError, read_list
 from espnet_hra.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -236,9 +235,17 @@ def read_text(path: PathLike) -> dict[str, str]:
         ScoringError: If it cannot be read, or an id stands in it twice.
     """
     try:
-        return read_list(path)
-    except ListError as error:
-        raise ScoringError(str(error)) from error
+        content = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScoringError(f"{path} cannot be read: {error}") from error
+    texts: dict[str, str] = {}
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            key, *rest = line.strip().split(maxsplit=1)
+            if key in texts:
+                raise ScoringError(f"{path}, line {number}: {key} stands twice")
+            texts[key] = rest[0] if rest else ""
+    return texts
 
 
 def read_params(path: PathLike) -> tuple[int, dict[str, int]]:
