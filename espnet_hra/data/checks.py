@@ -8,6 +8,7 @@ The bad utterances can be left out, and what was measured on the way is written 
 shape files that ESPnet's batch sampler wants.
 """
 
+import argparse
 import difflib
 import functools
 import os
@@ -91,6 +92,20 @@ def check(
             if utterance in tokens:
                 report.tokens[utterance] = len(tokens[utterance])
     return report
+
+
+def add_skip_bad(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--skip_bad true|false`, which means the same in every command."""
+    from espnet2.utils.types import str2bool
+
+    parser.add_argument(
+        "--skip_bad",
+        type=str2bool,
+        default=False,
+        metavar="true|false",
+        help="Leave out and count utterances that fail the check, instead of stopping "
+        "with the report (default: false)",
+    )
 
 
 def shapes(
