@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from espnet_hra.data.lists import KaldiList, PathLike, read_list
 from espnet_hra.data.problems import Problem, Report, describe
 from espnet_hra.data.recordings import read_all
-from espnet_hra.data.requirements import Requirements
+from espnet_hra.data.requirements import Requirements, frames_for_ctc
 from espnet_hra.names import TASK_NAME, listing
 
 _Tell = Callable[[str, str, str, str], None]
@@ -352,15 +352,13 @@ def _check_length(
             "Leave the utterance out, or record it anew.",
         )
     elif requirements.ctc and utterance in tokens:
-        spelled = tokens[utterance]
-        repeats = sum(a == b for a, b in zip(spelled, spelled[1:]))
-        if frames < len(spelled) + repeats:
+        count, needed = len(tokens[utterance]), frames_for_ctc(tokens[utterance])
+        if frames < needed:
             tell(
                 "too few frames",
                 utterance,
                 f"{frames} encoder frames ({seconds:.2f} s), but CTC needs "
-                f"{len(spelled) + repeats} for {len(spelled)} tokens and {repeats} "
-                "repeats",
+                f"{needed} for {count} tokens and {needed - count} repeats",
                 "Correct the text if it says more than the recording, leave the "
                 "utterance out, or use an encoder with less subsampling "
                 "(encoder_conf: input_layer).",
