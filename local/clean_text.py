@@ -25,8 +25,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from espnet_hra.data.audio import write_flac
 from espnet_hra.data.lists import read_entries, write_list, write_lists
-from espnet_hra.data.requirements import Requirements, requirements_from_config
+from espnet_hra.data.problems import describe
+from espnet_hra.data.requirements import (
+    Requirements,
+    frames_for_ctc,
+    requirements_from_config,
+)
 from espnet_hra.files.config import read_yaml
 
 from corpus import (
@@ -144,7 +150,7 @@ def clean_set(
         if samples and requirements.frames is not None:
             frames = requirements.frames(samples)
             if requirements.ctc:
-                needed = len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:]))
+                needed = frames_for_ctc(tokens)
         if keep_all:
             if unknown:
                 found.affected.append(utt_id)
@@ -156,7 +162,7 @@ def clean_set(
         elif not tokens:
             found.reasons[utt_id] = "no text"
         elif unknown:
-            names = ", ".join(map(describe, unknown))
+            names = ", ".join(describe(token, named=True) for token in unknown)
             found.reasons[utt_id] = f"characters without a token: {names}"
         elif frames < 1:
             found.reasons[utt_id] = f"too short: {samples} samples"
@@ -190,16 +196,8 @@ def _pad(source: str, target: Path, requirements: Requirements) -> str:
         length += rate // 10
     target.parent.mkdir(parents=True, exist_ok=True)
     padded = np.pad(samples, (0, length - len(samples)))
-    soundfile.write(target, padded, rate, "PCM_16", format="FLAC")
+    write_flac(target, padded, rate)
     return os.path.abspath(target)
-
-
-def describe(char: str) -> str:
-    """A character as people can find it."""
-    if len(char) != 1:
-        return repr(char)
-    shown = f" {char}" if unicodedata.combining(char) else char
-    return f"'{shown}' (U+{ord(char):04X})"
 
 
 def some(items: Sequence[str]) -> str:
@@ -231,7 +229,7 @@ def summarize(
         lines.append(f"punctuation to spaces: {some(counts)}")
     unknown = sum((one.unknown for one in found.values()), Counter())
     if unknown:
-        counts = [f"{describe(c)} in {n}" for c, n in unknown.most_common()]
+        counts = [f"{describe(c, named=True)} in {n}" for c, n in unknown.most_common()]
         lines.append(f"characters without a token, and utterances: {some(counts)}")
     for name, one in found.items():
         total = len(one.kept) + len(one.reasons)

@@ -7,8 +7,10 @@ transcripts can be prepared with it.
 import contextlib
 import errno
 import hashlib
+import os
 import re
 import sys
+import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from espnet_hra.data.lists import by_speaker, write_lists
+from espnet_hra.data.requirements import frames_for_ctc, subsampled_frames
 from espnet_hra.errors import UserError
 from espnet_hra.files.tables import aligned
 
@@ -38,7 +41,7 @@ _LOST_LETTER = re.compile(r"\ufffd|\?(?=\s*(\w))")
 SPLITS = ("train", "dev", "test")
 
 
-class CorpusError(RuntimeError):
+class CorpusError(UserError):
     """A preparation that cannot go on; its message is for the user."""
 
 
@@ -237,25 +240,15 @@ class Split:
         return "train"
 
 
-def ctc_frames(samples: int) -> int:
-    """The encoder frames of an utterance: 10 ms each, then ``conv2d``.
+def fits_ctc(text: str, samples: int) -> bool:
+    """Whether CTC can align a text to audio, after frames of 10 ms and `conv2d`.
 
     Args:
-        samples: The length at 16 kHz.
+        text: A cleaned text.
+        samples: The length of the audio at 16 kHz.
     """
-    frames = samples // 160 + 1
-    return max(0, ((frames - 1) // 2 - 1) // 2)
-
-
-def ctc_frames_needed(text: str) -> int:
-    """The least number of frames in which CTC can emit a text as characters."""
-    repeats = sum(first == second for first, second in zip(text, text[1:]))
-    return len(text) + repeats
-
-
-def fits_ctc(text: str, samples: int) -> bool:
-    """Whether CTC can align a text to audio of this length."""
-    return ctc_frames(samples) >= max(1, ctc_frames_needed(text))
+    frames = subsampled_frames(samples, hop_length=160)
+    return frames >= max(1, frames_for_ctc(text))
 
 
 def implausible_rates(
@@ -321,7 +314,7 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
     """Let a program end with one line and status 1 where something went wrong.
 
     Args:
-        expected: Errors whose message is enough, besides :class:`CorpusError`.
+        expected: Errors whose message is enough, besides :class:`UserError`.
     """
     try:
         yield
@@ -332,8 +325,19 @@ def one_line(*expected: type[Exception]) -> Iterator[None]:
             "error: a conversion process was killed, perhaps for want of memory; run "
             "the same command with --nj 1: it goes on from here"
         )
-    except (CorpusError, UserError, *expected) as error:
+    except (UserError, *expected) as error:
         sys.exit(f"error: {error}")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name at the end of a block that succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as temporary:
+        inner = Path(temporary) / folder.name
+        inner.mkdir()
+        yield inner
+        os.replace(inner, folder)
 
 
 def write_kaldi_dir(folder: Path, utterances: Iterable[Utterance]) -> None:

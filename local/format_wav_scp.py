@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import soundfile
 
 from espnet_hra.data.audio import SAMPLE_RATE, Conversion, convert_all
 from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.data.progress import Progress
 
 from corpus import CorpusError, one_line, safe_name
 
@@ -50,19 +50,6 @@ def target_of(utt_id: str, source: str, folder: Path) -> str:
     """The FLAC file of a converted recording; another one if the source changes."""
     digest = hashlib.sha256(stamp(source).encode("utf-8")).hexdigest()[:12]
     return str(folder / f"{safe_name(utt_id)[:100]}-{digest}.flac")
-
-
-class Progress:
-    """Prints how far a conversion is, every few seconds."""
-
-    def __init__(self, every: float = 5.0) -> None:
-        self.every, self.printed = every, time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Print a line if it is time, and at the end."""
-        if done == total or time.monotonic() - self.printed >= self.every:
-            self.printed = time.monotonic()
-            print(f"converted {done} of {total} recordings", flush=True)
 
 
 def format_set(
@@ -104,7 +91,7 @@ def format_set(
         if not is_ready(sources[utt_id]):
             paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute())
             jobs.append(Conversion(sources[utt_id], paths[utt_id]))
-    _, failures = convert_all(jobs, nj, Progress()) if jobs else ({}, {})
+    _, failures = convert_all(jobs, nj, Progress("converted")) if jobs else ({}, {})
     for message in failures.values():
         print(f"warning: {message}", file=sys.stderr, flush=True)
     for utt_id in ids:

@@ -10,10 +10,8 @@ that the machinery works, and says nothing about the quality of a model.
 import argparse
 import os
 import re
-import shutil
 import sys
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +22,7 @@ from corpus import (
     CorpusError,
     Utterance,
     clean_text,
+    new_folder,
     one_line,
     summary,
     write_kaldi_dir,
@@ -68,15 +67,8 @@ def unpack(archive: Path, downloads: Path) -> Path:
     """
     folder = downloads / CORPUS
     if not folder.is_dir():
-        downloads.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".unpack-", dir=downloads))
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(partial, filter="data")
-            partial.chmod(0o755)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial, tarfile.open(archive) as tar:
+            tar.extractall(partial, filter="data")
     return folder / "downloads" / "an4"
 
 

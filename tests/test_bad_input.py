@@ -109,7 +109,7 @@ def test_packages_are_unpacked_without_the_tools_of_debian_too(
     tmp_path, monkeypatch, tools
 ):
     monkeypatch.syspath_prepend(str(ROOT / "local"))
-    import debian_voices
+    import debian_packages
 
     if tools == "missing":
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -118,12 +118,12 @@ def test_packages_are_unpacked_without_the_tools_of_debian_too(
     package, out = tmp_path / "x.deb", tmp_path / "out"
     package.write_bytes(debian_package({"usr/share/a b": "c"}))
     out.mkdir()
-    assert debian_voices.unpack(package, out) == ""
+    assert debian_packages.unpack(package, out) == ""
     assert (out / "usr" / "share" / "a b").read_text() == "c"
     package.write_bytes(package.read_bytes()[:-80])
-    assert debian_voices.unpack(package, out) != ""
+    assert debian_packages.unpack(package, out) != ""
     package.write_bytes(b"<html>")
-    assert debian_voices.unpack(package, out) != ""
+    assert debian_packages.unpack(package, out) != ""
 
 
 def test_a_full_disk(tmp_path, base):
@@ -246,3 +246,21 @@ def test_the_recipe_stops_before_it_computes_anything(tmp_path):
     assert "streaming encoder" in reason and "take conformer" in reason
     assert log.endswith("logs/stage8.log")
     assert "Stage 4" not in done.stdout
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o755), (0o077, 0o700)])
+def test_unpacked_folders_follow_the_umask(tmp_path, monkeypatch, umask, mode):
+    monkeypatch.syspath_prepend(str(ROOT / "local"))
+    from corpus import new_folder
+
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "deep" / "new") as folder:
+            (folder / "file").touch()
+            assert not (tmp_path / "deep" / "new").exists()
+        with pytest.raises(ValueError), new_folder(tmp_path / "deep" / "half"):
+            raise ValueError
+    finally:
+        os.umask(before)
+    assert (tmp_path / "deep" / "new").stat().st_mode & 0o777 == mode
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]

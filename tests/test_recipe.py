@@ -316,7 +316,7 @@ def test_texts_and_recordings_as_people_have_them(recipe, an4, base, tmp_path):
     for line in (
         "to lower case: ",
         "characters without a token, and utterances: ",
-        "'1' (U+0031) in 3",
+        "'1' (U+0031 DIGIT ONE) in 3",
         "left out of train: 5 of 10 (characters without a token 1, no text 2, "
         "too short 1, too short for its text 1)",
         "left out of dev: 5 of 10",

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from espnet_hra.cli import main as espnet_hra
 from espnet_hra.commands.validate import main
 from espnet_hra.data.checks import check, shapes
 from espnet_hra.data.lists import read_entries, write_subset
@@ -911,8 +912,7 @@ def test_long_reports_are_cut(tmp_path: Path) -> None:
     assert "u149" in whole and "more" not in whole
 
 
-def test_progress_is_logged(data: Data, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("espnet_hra.data.recordings._SECONDS_BETWEEN_MESSAGES", -1)
+def test_progress_is_logged(data: Data, caplog) -> None:
     with caplog.at_level("INFO", logger="espnet_hra.data.recordings"):
         data.check()
     assert "checked 7 of 7 recordings" in caplog.text
@@ -1111,3 +1111,18 @@ def test_what_changes_no_entry_of_a_list_is_taken(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(b"\xef\xbb\xbfb  two words \r\n\na\tx\nc\n")
     found = read_entries(tmp_path / "list")
     assert list(found.items()) == [("b", "two words"), ("a", "x"), ("c", "")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate", "data"],
+        ["tasks", "add", "new", "data", "--model", "model"],
+        ["train"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_skip_bad_takes_a_value_in_every_command(command: list, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        espnet_hra([*command, "--skip_bad", "maybe"])
+    assert "argument --skip_bad: invalid str2bool value" in capsys.readouterr().err

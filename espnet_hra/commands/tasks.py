@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.errors import BaseModelError, DataError, TaskError
 from espnet_hra.files import atomic
 from espnet_hra.names import check_task_name, listing
@@ -63,11 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ngpu", type=int, default=0, help="(default: 0)")
     sub.add_argument("--workdir", help="Keep the training here (default: thrown away)")
-    sub.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="Leave out utterances that fail the check, instead of stopping",
-    )
+    add_skip_bad(sub)
     add_info(sub, "what the task was trained on (default: the folder and its size)")
 
     sub = command("remove", "forget tasks")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_hra.data.checks import check, shapes
+from espnet_hra.data.checks import add_skip_bad, check, shapes
 from espnet_hra.data.lists import LISTS, write_lists, write_subset
 from espnet_hra.data.problems import Report, number
 from espnet_hra.data.requirements import Requirements, requirements_from_config
@@ -27,7 +27,7 @@ _EXAMPLES = """examples:
 
 def get_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    from espnet2.utils.types import str2bool, str_or_none
+    from espnet2.utils.types import str_or_none
 
     parser = argparse.ArgumentParser(
         prog="espnet-hra validate",
@@ -53,13 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="The training configuration of the model; without it, only what is wrong "
         "for every model at 16 kHz is found",
     )
-    parser.add_argument(
-        "--skip_bad",
-        type=str2bool,
-        default=False,
-        help="true: leave the bad utterances out, count them, and go on (needs "
-        "--out_dir); default: false",
-    )
+    add_skip_bad(parser)  # needs --out_dir
     parser.add_argument(
         "--report", type=str_or_none, help="Where to write the whole report"
     )

@@ -9,13 +9,12 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Union
 
 import numpy as np
 import soundfile
 
 from espnet_hra.errors import UserError
+from espnet_hra.files import atomic
 
 #: The sampling rate of everything that is written.
 SAMPLE_RATE = 16000
@@ -24,7 +23,7 @@ SAMPLE_RATE = 16000
 #: FFmpeg's decoder gives them its default rate (16 kHz for G.722).
 RAW_FORMATS = {".g722": "g722"}
 
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike = atomic.PathLike
 
 
 class AudioError(UserError, ValueError):
@@ -173,16 +172,19 @@ def convert(job: Conversion) -> int:
     if job.silence is not None:
         samples = trim_silence(samples, job.silence)
     os.makedirs(os.path.dirname(job.target), exist_ok=True)
-    encoded = io.BytesIO()  # libsndfile does not tell a full disk apart
-    soundfile.write(encoded, samples, SAMPLE_RATE, "PCM_16", format="FLAC")
-    partial = f"{job.target}.{os.getpid()}.part"
-    try:
-        with open(partial, "wb") as stream:
-            stream.write(encoded.getbuffer())
-        os.replace(partial, job.target)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    write_flac(job.target, samples, SAMPLE_RATE)
     return len(samples)
+
+
+def write_flac(path: PathLike, samples: np.ndarray, rate: int) -> None:
+    """Write one channel as 16-bit FLAC, in one step.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    encoded = io.BytesIO()  # libsndfile does not tell a full disk apart
+    soundfile.write(encoded, samples, rate, "PCM_16", format="FLAC")
+    atomic.write(path, encoded.getvalue())
 
 
 def _convert_or_explain(job: Conversion) -> int | str:

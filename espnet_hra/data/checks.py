@@ -8,6 +8,7 @@ The bad utterances can be left out, and what was measured on the way is written 
 shape files that ESPnet's batch sampler wants.
 """
 
+import argparse
 import difflib
 import functools
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from espnet_hra.data.lists import KaldiList, PathLike, read_list
 from espnet_hra.data.problems import Problem, Report, describe
 from espnet_hra.data.recordings import read_all
-from espnet_hra.data.requirements import Requirements
+from espnet_hra.data.requirements import Requirements, frames_for_ctc
 from espnet_hra.names import TASK_NAME, listing
 
 _Tell = Callable[[str, str, str, str], None]
@@ -91,6 +92,20 @@ def check(
             if utterance in tokens:
                 report.tokens[utterance] = len(tokens[utterance])
     return report
+
+
+def add_skip_bad(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--skip_bad true|false`, which means the same in every command."""
+    from espnet2.utils.types import str2bool
+
+    parser.add_argument(
+        "--skip_bad",
+        type=str2bool,
+        default=False,
+        metavar="true|false",
+        help="Leave out and count utterances that fail the check, instead of stopping "
+        "with the report (default: false)",
+    )
 
 
 def shapes(
@@ -337,15 +352,13 @@ def _check_length(
             "Leave the utterance out, or record it anew.",
         )
     elif requirements.ctc and utterance in tokens:
-        spelled = tokens[utterance]
-        repeats = sum(a == b for a, b in zip(spelled, spelled[1:]))
-        if frames < len(spelled) + repeats:
+        count, needed = len(tokens[utterance]), frames_for_ctc(tokens[utterance])
+        if frames < needed:
             tell(
                 "too few frames",
                 utterance,
                 f"{frames} encoder frames ({seconds:.2f} s), but CTC needs "
-                f"{len(spelled) + repeats} for {len(spelled)} tokens and {repeats} "
-                "repeats",
+                f"{needed} for {count} tokens and {needed - count} repeats",
                 "Correct the text if it says more than the recording, leave the "
                 "utterance out, or use an encoder with less subsampling "
                 "(encoder_conf: input_layer).",

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 import soundfile
 
 from espnet_hra.data.problems import Problem, number
+from espnet_hra.data.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ _UNKNOWN_SIZE = 0x7FFF0000
 
 _BLOCK = 1 << 18  # samples read at once: long recordings need no more memory
 _ARK_ENTRY = re.compile(r"(?P<path>.+):(?P<offset>\d+)")
-_SECONDS_BETWEEN_MESSAGES = 5.0
 
 
 class _Audio(NamedTuple):
@@ -80,15 +79,12 @@ def read_all(
     batches = list(itertools.batched(entries.items(), 32))
     look = functools.partial(_check_batch, sample_rate=sample_rate)
     pool = ThreadPoolExecutor(max(1, jobs))
-    last_message = time.monotonic()
-    done = 0
+    progress, done = Progress("checked", logger.info), 0
     try:
         for results in pool.map(look, batches):
             yield from results
             done += len(results)
-            if time.monotonic() - last_message > _SECONDS_BETWEEN_MESSAGES:
-                last_message = time.monotonic()
-                logger.info(f"checked {done:,} of {len(entries):,} recordings")
+            progress(done, len(entries))
     finally:
         # After Ctrl-C nobody waits for the recordings that were not begun.
         pool.shutdown(cancel_futures=True)

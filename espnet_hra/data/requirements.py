@@ -2,8 +2,9 @@
 
 import argparse
 import functools
+import itertools
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,14 @@ def subsampled_frames(
             return 0
         frames = (frames - kernel) // stride + 1
     return frames
+
+
+def frames_for_ctc(tokens: Sequence[str]) -> int:
+    """The least number of frames in which CTC can emit tokens (or a text's letters).
+
+    It needs a frame for each, and a blank one between two equal ones.
+    """
+    return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
 
 
 def requirements_from_config(

@@ -17,6 +17,7 @@ from espnet2.tasks import asr
 from espnet2.tasks.asr import ASRTask
 from espnet2.utils.types import str2bool, str_or_none
 
+from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import ctc, params, registry, starting
@@ -92,13 +93,7 @@ class HRATask(ASRTask):
             default=True,
             help="Check all audio, transcripts and tasks before training",
         )
-        group.add_argument(
-            "--skip_bad",
-            type=str2bool,
-            default=False,
-            help="Leave out and count utterances that fail the check, instead of "
-            "stopping with the report",
-        )
+        add_skip_bad(group)
 
     @classmethod
     def parse(cls, cmd: Sequence[str] | None = None) -> argparse.Namespace:
