@@ -1,4 +1,4 @@
-"""The ESPnet task, where ESPnet3's configurations name it: ``espnet_hra.task.HRATask``."""
+"""The ESPnet task, as ESPnet3's configurations name it: ``espnet_hra.task.HRATask``."""
 
 from espnet_hra.espnet.task import HRATask
 
