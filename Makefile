@@ -16,7 +16,7 @@ PYTEST_ARGS :=
 
 SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
 
-.PHONY: help venv run test test-slow lint clean
+.PHONY: help venv run test test-slow lint docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1	/p' Makefile | expand -t 12
@@ -41,8 +41,9 @@ run: $(STAMP)  ## run the recipe; ARGS="--corpus mini_an4" gives it options
 
 # One thread for each of two processes beats two threads: most tests are short.
 test: $(STAMP)  ## run the quick tests; print the coverage and the ten slowest
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile \
-	    --timeout 300 -q --durations 10 --cov --cov-report term $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon $(BIN)/python -m pytest -m "not slow" \
+	    -n 2 --dist loadfile --timeout 300 -q --durations 10 --cov --cov-report term \
+	    $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## run the tests that train models
 	@$(BIN)/python -m pytest -m slow --timeout 1800 -q $(PYTEST_ARGS)
@@ -56,6 +57,10 @@ lint: $(STAMP)  ## check style, types, imports and docs
 	@$(BIN)/mkdocs build --strict --quiet --site-dir "$$(mktemp -d)"
 	@echo "Style, types, imports and docs: fine"
 
+docs: $(STAMP)  ## build the pages of docs/ as a site, in build/site
+	@$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	@echo "build/site/index.html"
+
 clean:  ## remove .venv and caches (data and experiments stay)
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .coverage* .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

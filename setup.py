@@ -22,7 +22,8 @@ class BuildWithRecipe(build_py):
         super().run()
         if not self.editable_mode:
             sys.path.insert(0, str(HERE))
-            from espnet_hra.commands.recipe import NAME, collect
+            from espnet_hra.commands.recipe import collect
+            from espnet_hra.files.shipped import NAME
 
             target = Path(self.build_lib) / "espnet_hra" / "egs2" / NAME
             shutil.rmtree(target, ignore_errors=True)

@@ -561,3 +561,11 @@ def test_help_says_what_scales_otherwise(capsys):
     with pytest.raises(SystemExit):
         cli.main(["adapt", "--help"])
     assert "torchrun --nproc_per_node" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_dask_the_command_that_installs_it_is_named(
+    base, joint, data, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConfigError, match=r"pip install 'espnet-hra\[adapt\]'"):
+        main(command(base, joint, data, tmp_path / "out"))

@@ -9,21 +9,36 @@ import yaml
 
 from espnet_hra import cli
 from espnet_hra.bench import quality
-from espnet_hra.bench.quality import BenchError, Comparison, DevRow
+from espnet_hra.bench.quality import Comparison
+from espnet_hra.bench.quality_page import dev_tables
+from espnet_hra.bench.quality_plan import BenchError, DevRow, label_of, with_rate
 from espnet_hra.encoder.layers import find_layers
+from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.base import open_base
+from espnet_hra.files.tables import read_table, write_table
+from espnet_hra.files.variants import changed, read_config
 from espnet_hra.methods import build_adapter
-from espnet_hra.report import scoring
-from espnet_hra.report.scoring import Row
+from espnet_hra.report.results import Row
 
 ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
 RECIPE = ROOT / "egs2" / "hra_asr"
-PLAN = yaml.safe_load((ROOT / "conf" / "quality.yaml").read_text())
-TUNING = sorted((ROOT / "conf" / "tuning").glob("train_*.yaml"))
+PLAN = yaml.safe_load((CONF / "quality.yaml").read_text())
+VARIANTS = (CONF / "variants.yaml").read_text()
+FILES = ("hra", "residual_r10", "lora_r6", "bitfit", "full")
+NAMES = (*FILES, *yaml.safe_load(VARIANTS))
 
 
 def config_of(name):
-    return yaml.safe_load((ROOT / "conf" / "tuning" / f"train_{name}.yaml").read_text())
+    return read_config(CONF, name)
+
+
+def what_is_said_of(name):
+    """The comments on a configuration, above it or between its keys."""
+    path = CONF / f"train_{name}.yaml"
+    if path.exists():
+        return path.read_text().split("\n\n")[0]
+    return VARIANTS[VARIANTS.index(f"\n{name}:") :].split("\n    of:")[0]
 
 
 # -------------------------------------------------------------------- the files
@@ -41,16 +56,13 @@ def backbone():
     return ConformerEncoder(80, **conf).requires_grad_(False)
 
 
-@pytest.mark.parametrize("path", TUNING, ids=lambda path: path.stem)
-def test_a_file_of_the_comparison_keeps_its_promises(path, backbone):
-    text = path.read_text()
-    config, own = yaml.safe_load(text), config_of("hra")
-    name = path.stem.removeprefix("train_")
-    commands = (
-        f"#   ./run.sh --asr_config conf/tuning/{path.name}\n",
-        f"#   espnet-hra bench quality --only {name}\n",
-    )
-    assert any(command in text for command in commands)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_of_the_comparison_keeps_its_promises(name, backbone):
+    config, own = config_of(name), config_of("hra")
+    method = config["encoder_conf"]["adapter"]
+    assert name in FILES or name.startswith(f"{method}_")
+    if name in FILES:
+        assert f"#   ./run.sh --method {method}\n" in f"{what_is_said_of(name)}\n"
     rates = config["scheduler_conf"]["warmup_lr_list"]
     assert config["optim_conf"]["lr"] == max(rates) == rates[1]
     # Everything else is the same for all methods.
@@ -75,22 +87,54 @@ def test_a_file_of_the_comparison_keeps_its_promises(path, backbone):
         find_layers(backbone, "x").backbone(backbone),
         conf.get("adapter_conf"),
     )
-    said = re.findall(r"\(?([0-9,]+) parameters|\(([0-9,]+)\)", text.split("\n\n")[0])
-    for one, other in said:
-        number = int((one or other).replace(",", ""))
-        assert number == adapter.formula()["per_task"]
+    said = re.findall(r"([0-9,]+) parameters", what_is_said_of(name))
+    for number in said:
+        assert int(number.replace(",", "")) == adapter.formula()["per_task"]
+    assert said or name in ("full", "bitfit", "hra_long", "hra_plain", "hra_alone")
 
 
 def test_files_without_a_size_of_their_own_have_the_method_s_usual_one():
-    assert (ROOT / "conf" / "train_hra.yaml").resolve().name == "train_hra.yaml"
     for method in ("hra", "residual", "lora", "bitfit", "full"):
-        path = (ROOT / "conf" / f"train_{method}.yaml").resolve()
+        path = (CONF / f"train_{method}.yaml").resolve()
         config = yaml.safe_load(path.read_text())
-        assert path in TUNING and config["encoder_conf"]["adapter"] == method
+        assert label_of(str(path)) in FILES
+        assert config["encoder_conf"]["adapter"] == method
         # Its rate was looked for, with one size of the method.
-        grids = [config_of(quality.label_of(name)) for name in PLAN["rates"]]
+        grids = [config_of(name) for name in PLAN["rates"]]
         grid = next(c for c in grids if c["encoder_conf"]["adapter"] == method)
         assert grid["optim_conf"] == config["optim_conf"]
+
+
+def test_a_variant_changes_the_keys_that_it_names():
+    config = {"a": 1, "b": {"c": 2, "d": [3]}, "e": {"f": 4}}
+    found = changed(config, {"b": {"c": 5}, "e": None, "g": {"h": 6}})
+    assert found == {"a": 1, "b": {"c": 5, "d": [3]}, "g": {"h": 6}}
+    assert config["b"]["c"] == 2  # and leaves the other as it is
+    plain = config_of("hra_plain")["encoder_conf"]["adapter_conf"]
+    assert plain == {"controller": "indrnn", "controller_size": 256, "head": "linear"}
+    wide = config_of("hra_ffn_c1024")["encoder_conf"]["adapter_conf"]  # of a variant
+    assert (wide["head"], wide["head_size"], wide["controller_size"]) == (
+        "ffn",
+        31,
+        1024,
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("b: {of: x}", "x: there is neither .*train_x.yaml nor a variant .*are: a, b"),
+        ("c: {of: a}", "b: there is neither .*there are: a, c"),
+        ("b: {max_epoch: 1}", "b: of: None must name the configuration"),
+        ("b: {of: b}", "b: of: 'b' must name the configuration"),
+        ("[", "variants.yaml: not readable as YAML"),
+    ],
+)
+def test_variants_that_cannot_be_are_refused(text, message, tmp_path):
+    (tmp_path / "train_a.yaml").write_text("max_epoch: 3\n")
+    (tmp_path / "variants.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path, "b")
 
 
 def test_rivals_have_no_fewer_parameters_than_hra_beside_them(backbone):
@@ -118,7 +162,7 @@ def test_the_plan_names_files_and_seeds_of_headline_rows():
     comparison = Comparison(RECIPE, PLAN, [], ROOT / "exp")
     assert set(PLAN["rates"]) <= set(comparison.configs)
     for method in ("hra", "residual_r10", "lora_r6", "bitfit", "full"):
-        assert len(PLAN["runs"][f"conf/tuning/train_{method}.yaml"]) == 3
+        assert len(PLAN["runs"][method]) == 3
     steps = comparison.steps(["rates", "choices", "runs"])
     names = [(step.part, step.text) for step in steps]
     assert len(set(names)) == len(names)
@@ -134,11 +178,11 @@ def test_another_rate_scales_the_whole_schedule():
         "optim_conf": {"lr": 6e-3},
         "scheduler_conf": {"warmup_lr_list": [0.0, 6e-3, 6e-3, 1.2e-4]},
     }
-    words = quality.with_rate(config, 3e-3)
+    words = with_rate(config, 3e-3)
     assert words[1] == "lr=0.003"
     assert words[3] == "warmup_lr_list=[0.0,0.003,0.003,0.00006]"
     # Without a schedule that lists rates, all hangs on the optimizer's.
-    assert quality.with_rate({"optim": "adam"}, 1e-3) == ["--optim_conf", "lr=0.001"]
+    assert with_rate({"optim": "adam"}, 1e-3) == ["--optim_conf", "lr=0.001"]
     # As YAML reads them: 6e-05 would be a word.
     assert yaml.safe_load(words[3].partition("=")[2]) == [0.0, 0.003, 0.003, 6e-5]
 
@@ -158,43 +202,43 @@ def test_what_was_judged_on_dev_is_shown_from_its_table(tmp_path):
         ("choices", "as it is", 2, 39.0),
         ("choices", "no norm", 1, 41.5),
     )
-    scoring.write_table(tmp_path / "dev.tsv", lines, DevRow)
-    lines = scoring.read_table(tmp_path / "dev.tsv", DevRow)
-    text = quality.dev_tables(lines, {})
+    write_table(tmp_path / "dev.tsv", lines, DevRow)
+    lines = read_table(tmp_path / "dev.tsv", DevRow)
+    text = dev_tables(lines, {})
     assert "|hra|0.003: 40.0, 0.006: 38.2|0.006|" in text
     assert "|as it is|2|38.5||" in text and "|no norm|1|41.5|+3.5|" in text
-    assert "another" in quality.dev_tables(lines, {"hra": 0.006})
+    assert "another" in dev_tables(lines, {"hra": 0.006})
 
 
 def test_a_file_with_another_rate_than_the_best_is_named(tmp_path):
-    plan = {"rates": {"conf/tuning/train_hra.yaml": [0.1]}, "corpus": "c"}
+    plan = {"rates": {"hra": [0.1]}, "corpus": "c"}
     comparison = Comparison(RECIPE, plan, [], tmp_path)
     assert comparison.differing_rates() == {}
     own = config_of("hra")["optim_conf"]["lr"]
     (tmp_path / "c").mkdir()
     table = tmp_path / "c" / "dev.tsv"
     best = rows(("rates", f"{own:g}", 1, 30.0), ("rates", "0.1", 1, 31.0))
-    scoring.write_table(table, best, DevRow)
+    write_table(table, best, DevRow)
     assert comparison.differing_rates() == {}
     best = rows(("rates", f"{own:g}", 1, 31.0), ("rates", "0.1", 1, 30.0))
-    scoring.write_table(table, best, DevRow)
+    write_table(table, best, DevRow)
     assert comparison.differing_rates() == {"hra": 0.1}
 
 
 def test_what_has_its_rows_is_done(tmp_path):
-    config = "conf/tuning/train_hra.yaml"
+    config = "hra"
     plan = {"runs": {config: [1, 2]}, "rates": {config: [0.006]}, "few_tasks": ["a"]}
     comparison = Comparison(RECIPE, plan, [], tmp_path)
     work = tmp_path / "debian_voices"
     (work / "dump").mkdir(parents=True)
     (work / "dump" / "tasks").write_text("a\nb\n")
     assert [step.is_done() for step in comparison.steps()] == [False] * 3
-    scoring.write_table(work / "dev.tsv", rows(("rates", "0.006", 1, 40.0)), DevRow)
+    write_table(work / "dev.tsv", rows(("rates", "0.006", 1, 40.0)), DevRow)
     half = [Row("hra", "a", "test", 1, 1, 1, 1, 1, 1.0, 1.0)]
-    scoring.write_table(work / "results.tsv", half, Row)
+    write_table(work / "results.tsv", half, Row)
     assert [step.is_done() for step in comparison.steps()] == [True, False, False]
     whole = half + [Row("hra", "b", "test", 1, 1, 1, 1, 1, 1.0, 1.0)]
-    scoring.write_table(work / "results.tsv", whole, Row)
+    write_table(work / "results.tsv", whole, Row)
     assert [step.is_done() for step in comparison.steps()] == [True, True, False]
 
 
@@ -202,10 +246,12 @@ def test_what_has_its_rows_is_done(tmp_path):
     "plan, message",
     [
         ("runz: {}", "unknown keys: runz; possible are: alone, .*runs"),
-        ("runs: {conf/no.yaml: [1]}", "names conf/no.yaml: .*No such file"),
+        ("runs: {x: [1]}", "names x: there is neither .*train_x.yaml nor a variant"),
+        ("runs: {no: [1]}", "names False: expected the name of a configuration"),
         ("runs: {conf/train_lora.yaml: [1]}", "no link.* train_lora_....yaml"),
+        ("runs: {lora: [1]}", "no link.* train_lora_....yaml"),
         ("[1]", "expected keys and values"),
-        ("a: [", "--plan .*plan.yaml: while parsing"),
+        ("a: [", "plan.yaml: not readable as YAML"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(tmp_path, plan, message):
@@ -272,7 +318,7 @@ def test_a_small_comparison_from_data_to_results(tmp_path, base, capsys):
     said = capsys.readouterr()
     assert "magic_1, seed 1" in said.out and "'magic' is not avail" in said.err
     work = recipe / "exp" / "mini_an4"
-    found = scoring.read_table(work / "results.tsv", Row)
+    found = read_table(work / "results.tsv", Row)
     assert {r.method for r in found} >= {"none", "hra"}
     page = (work / "RESULTS.md").read_text()
     assert "Learning rates, chosen on dev" in page and "|no norm|" in page

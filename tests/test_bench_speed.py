@@ -1,6 +1,7 @@
 """The bench of time and memory: what it compares, keeps, and says about it."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,19 @@ from conftest import ROOT
 from espnet_hra import cli
 from espnet_hra.bench import memory, speed, speed_page, timing
 from espnet_hra.bench.backbones import random_backbone
-from espnet_hra.bench.speed_page import TSV, Row
+from espnet_hra.bench.speed_cases import CASES, Sizes, plan
+from espnet_hra.bench.speed_table import TSV, Row, measurements
 from espnet_hra.bench.timing import Ratio
 from espnet_hra.bench.variants import Subject, Variant, hra, hra_ffn, lora, residual
 from espnet_hra.errors import UserError
-from espnet_hra.report import scoring
+from espnet_hra.files.tables import read_table, write_table
 
 SMALL = random_backbone("2x16")
 CPU = torch.device("cpu")
+
+
+def read_rows(path):
+    return read_table(path, Row)
 
 
 def run(out, *options, backbone="2x16"):
@@ -31,7 +37,7 @@ def quick(out, *options, **more):
     with pytest.raises(SystemExit) as exit_:
         run(out, *options, **more)
     assert exit_.value.code in (0, None)
-    return speed_page.read(out / TSV)
+    return read_rows(out / TSV)
 
 
 def page_line(out, *words):
@@ -167,7 +173,7 @@ def test_parameters_and_arithmetic_are_those_of_the_formulas(stock):
 
 
 def test_every_variant_has_a_row_with_its_runs(measured):
-    rows = speed_page.read(measured / TSV)
+    rows = read_rows(measured / TSV)
     assert {row.part for row in rows} == {"batch 1", "batch 8"}
     names = [row.variant for row in rows if row.part == "batch 1"]
     assert names[:3] == ["none", "none_again", "hra"]
@@ -184,16 +190,16 @@ def test_what_is_there_is_not_measured_again_unless_asked(measured, tmp_path):
     quick(tmp_path, "--cases", "encoder")
     assert table.read_bytes() == (measured / TSV).read_bytes()
     rows = quick(tmp_path, "--cases", "encoder", "--again")
-    assert len(rows) == len(speed_page.read(measured / TSV))  # in their places
+    assert len(rows) == len(read_rows(measured / TSV))  # in their places
     assert table.read_bytes() != (measured / TSV).read_bytes()
     # Half a block is no block; other settings are another measurement.
-    scoring.write_table(table, rows[:-1], Row)
+    write_table(table, rows[:-1], Row)
     assert len(quick(tmp_path, "--cases", "encoder")) == len(rows)
     assert len(quick(tmp_path, "--cases", "encoder", "--repeats", "2")) == 2 * len(rows)
 
 
 def test_the_page_is_made_of_the_table_alone(measured, tmp_path):
-    rows = speed_page.read(measured / TSV)
+    rows = read_rows(measured / TSV)
     times = {"none": "10 20 30", "hra": "11 21.6 33", "hra_half": "12 22 32"}
     times["none_again"] = "10 20 30"
     rows = [
@@ -201,7 +207,7 @@ def test_the_page_is_made_of_the_table_alone(measured, tmp_path):
         for row in rows
         if row.part == "batch 8"
     ]
-    scoring.write_table(tmp_path / TSV, rows, Row)
+    write_table(tmp_path / TSV, rows, Row)
     quick(tmp_path, "--page")
     cells = page_line(tmp_path, "HRA, c = d / bare (c = 16)", "2x16")
     target, arithmetic, ratio, interval, noise, runs, verdict = cells[5:]
@@ -217,13 +223,13 @@ def test_the_page_is_made_of_the_table_alone(measured, tmp_path):
 
 
 def test_a_quick_look_does_not_displace_a_measurement(measured, tmp_path):
-    rows = speed_page.read(measured / TSV)
+    rows = read_rows(measured / TSV)
     longer = [replace(row, rounds=9, values="1 " * 9) for row in rows]
     for order in (rows + longer, longer + rows):
-        shown = speed_page.measurements(order)
+        shown = measurements(order)
         assert len(shown) == 2 and all(m.first.rounds == 9 for m in shown)
     another = [replace(row, machine="another") for row in rows]
-    assert len(speed_page.measurements(rows + another)) == 4
+    assert len(measurements(rows + another)) == 4
 
 
 def test_curves_are_drawn_and_all_targets_of_time_have_a_line(tmp_path):
@@ -303,9 +309,9 @@ def test_verdicts(ratio, noise, expected):
 
 def test_all_of_it_takes_less_than_half_an_hour_on_two_cores():
     backbones = [random_backbone(n) for n in ("12x144", "12x256", "18x512")]
-    blocks = speed.plan(backbones, list(speed.CASES), speed.Sizes(), None, None, CPU)
+    blocks = plan(backbones, list(CASES), Sizes(), None, None, CPU)
     assert sum(block.estimate(50.0) for block in blocks) < 25 * 60
-    assert {block.case for block in blocks} == set(speed.CASES)
+    assert {block.case for block in blocks} == set(CASES)
     known = {
         name for claim in speed_page.CLAIMS for name in (*claim.top, *claim.bottom)
     }
@@ -337,3 +343,26 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
         pytest.skip("there is one")
     with pytest.raises(UserError, match="torch sees no GPU"):
         speed.main(["--ngpu", "1", "--out", str(tmp_path)])
+
+
+# ---------------------------------------------------------------- of many tasks
+
+
+def test_the_bench_of_many_tasks_runs(capsys, tmp_path):
+    sizes = ["--tasks", "3", "--width", "16", "--layers", "1", "--linear_units", "16"]
+    sizes += ["--repeats", "2", "--requests", "4", "--seconds", "1"]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["bench", "many_tasks", *sizes, "--measure", "time", "changes"])
+    assert exit_.value.code in (0, None)
+    said = capsys.readouterr().out
+    for words in ("training step: ", "3 in a folder, ratio", "tasks changed, "):
+        assert words in said
+
+
+def test_the_more_heads_are_in_memory_the_more_requests_hit(capsys):
+    sizes = ["--tasks", "200", "--loaded", "10", "100", "200", "--s", "1.0"]
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "cache_hits", *sizes, "--requests", "3000"])
+    shares = re.findall(r"([\d.]+) % of 3,000 requests hit", capsys.readouterr().out)
+    few, many, all_of_them = map(float, shares)
+    assert few < many < all_of_them == 100.0

@@ -17,10 +17,10 @@ from hub import hub
 
 import espnet_hra
 from espnet_hra import TaskError
+from espnet_hra.commands import pack
 from espnet_hra.errors import BaseModelError
 from espnet_hra.files import archive
 from espnet_hra.names import ENCODER_HINT, plain_encoder
-from espnet_hra.packs import build as pack
 from espnet_hra.tasks import file as taskfile
 
 HERE = Path(__file__).resolve().parent
@@ -250,7 +250,7 @@ def test_the_card_of_a_base(packed):
     assert title == "# Hierarchical recurrent adapters: the base Small"
     assert "espnet_hra.Speech2Text.from_pretrained" in body and "AN4, 5 voices" in body
     assert "import espnet_hra" in body and "--encoder must be one of" in body
-    assert "| female | test | 5 | 12.5 | 30.0 |" in body and "99.0" not in body
+    assert "|female|test|5|12.5|30.0|" in body and "99.0" not in body
     assert opened(packed).asr_model.encoder.backbone_fingerprint in body
 
 

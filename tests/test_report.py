@@ -1,13 +1,16 @@
 """The report: intervals that are right, paired and reproducible; pages that last."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from espnet_hra import cli
-from espnet_hra.report import page as report
-from espnet_hra.report import scoring
-from espnet_hra.report.page import BEGIN, END, ReportError, Results
-from espnet_hra.report.scoring import Row, Utterance
+from espnet_hra.files.tables import write_table
+from espnet_hra.report import statistics
+from espnet_hra.report.page import BEGIN, END
+from espnet_hra.report.results import Results, Row, Utterance
+from espnet_hra.report.statistics import ReportError
 
 
 def make(systems, tasks=("a", "b"), split="test", n=40, noise=0):
@@ -40,7 +43,7 @@ def test_resampled_rates_have_the_mean_and_spread_of_their_kind():
     # Equal lengths: the rate is a mean of n numbers; its standard error is known.
     errors = np.random.default_rng(1).integers(0, 10, (200, 1)).astype(float)
     lengths = np.full(200, 10.0)
-    rates = report.resample(errors, lengths, 4000, np.random.default_rng(0))
+    rates = statistics.resample(errors, lengths, 4000, np.random.default_rng(0))
     assert rates.mean() == pytest.approx(10 * errors.mean(), rel=0.01)
     assert rates.std() == pytest.approx(10 * errors.std() / 200**0.5, rel=0.05)
 
@@ -48,16 +51,16 @@ def test_resampled_rates_have_the_mean_and_spread_of_their_kind():
 def test_a_resample_is_the_same_for_all_methods_and_in_blocks():
     errors = np.stack([np.arange(30.0), np.arange(30.0) + 1], axis=1)
     lengths = np.full(30, 10.0)
-    rates = report.resample(errors, lengths, 50, np.random.default_rng(0))
+    rates = statistics.resample(errors, lengths, 50, np.random.default_rng(0))
     # One error more in every utterance is 10 points more, whatever is drawn.
     assert np.allclose(rates[:, 1] - rates[:, 0], 10.0)
-    many = report.resample(errors, lengths, 100_000, np.random.default_rng(0))
+    many = statistics.resample(errors, lengths, 100_000, np.random.default_rng(0))
     assert np.array_equal(many[:50], rates)
 
 
 def test_differences_are_paired_means_over_tasks_and_seeds():
     results = make(SYSTEMS)
-    found = report.systems(results, "test", samples=2000)
+    found = statistics.systems(results, "test", samples=2000)
     delta, tasks = found["lora_r4"].difference(found["hra"])
     assert tasks == ["a", "b"]
     rate = {  # by hand: sum over utterances, mean over seeds, mean over tasks
@@ -76,10 +79,10 @@ def test_differences_are_paired_means_over_tasks_and_seeds():
     one, other = found["hra"].mean("ab"), found["lora_r4"].mean("ab")
     apart = np.hypot(one.high - one.low, other.high - other.low)
     assert delta.high - delta.low < 0.8 * apart
-    again = report.systems(results, "test", samples=2000)
+    again = statistics.systems(results, "test", samples=2000)
     assert again["lora_r4"].difference(again["hra"])[0] == delta
     fewer = Results(results.rows, [u for u in results.utterances if u.task == "a"])
-    alone = report.systems(fewer, "test", samples=2000)
+    alone = statistics.systems(fewer, "test", samples=2000)
     assert np.array_equal(alone["hra"].resampled["a"], found["hra"].resampled["a"])
 
 
@@ -88,7 +91,7 @@ def test_intervals_cover_the_truth():
     hits = 0
     for trial in range(60):
         results = make({"hra": (1, 0.3, [1])}, tasks=("a",), n=60, noise=trial)
-        interval = report.systems(results, "test", 400)["hra"].mean("a")
+        interval = statistics.systems(results, "test", 400)["hra"].mean("a")
         hits += interval.low <= truth <= interval.high
     assert hits >= 50  # 57 are expected
 
@@ -99,18 +102,16 @@ def test_only_the_same_utterances_are_compared():
         (
             u
             if u.method != "lora_r4" or u.task == "b"
-            else scoring.Utterance(
-                *(u.key), "v" + u.utterance, u.characters, u.errors, 1, 1
-            )
+            else Utterance(*(u.key), "v" + u.utterance, u.characters, u.errors, 1, 1)
         )
         for u in results.utterances
     ]
-    found = report.systems(Results(results.rows, other), "test", samples=100)
+    found = statistics.systems(Results(results.rows, other), "test", samples=100)
     delta, tasks = found["lora_r4"].difference(found["hra"])
     assert tasks == ["b"] and not np.isnan(delta.value)
     # A seed without its utterances: rates stay, intervals go.
     some = [u for u in results.utterances if (u.method, u.seed) != ("hra", 2)]
-    found = report.systems(Results(results.rows, some), "test", samples=100)
+    found = statistics.systems(Results(results.rows, some), "test", samples=100)
     assert found["hra"].mean("ab").text() == f"{found['hra'].mean('ab').value:.1f}"
     assert np.isnan(found["none"].difference(found["hra"])[0].value)
 
@@ -120,26 +121,26 @@ def test_the_reference_is_the_best_on_dev_of_those_called_hra():
     part = [r for r in test.rows if r.method != "hra_part" or r.task == "a"]
     dev = make({"hra": (100, 0.1, [1, 2]), "hra_x": (200, 0.3, [1])}, split="dev")
     results = Results([*part, *dev.rows], [*test.utterances, *dev.utterances])
-    found = report.systems(results, "test", samples=10)
-    rates = report.selection_rates(results, "test")
-    assert report.choose_reference(found, None, rates) == "hra"
-    assert report.choose_reference(found, "hra_x", rates) == "hra_x"
-    assert report.choose_reference(found, "lora", rates) == "lora_r4"
+    found = statistics.systems(results, "test", samples=10)
+    rates = statistics.selection_rates(results, "test")
+    assert statistics.choose_reference(found, None, rates) == "hra"
+    assert statistics.choose_reference(found, "hra_x", rates) == "hra_x"
+    assert statistics.choose_reference(found, "lora", rates) == "lora_r4"
     only = Results(part, test.utterances)  # without dev, the split itself
-    rates = report.selection_rates(only, "test")
-    assert report.choose_reference(found, None, rates) == "hra_x"
+    rates = statistics.selection_rates(only, "test")
+    assert statistics.choose_reference(found, None, rates) == "hra_x"
     with pytest.raises(ReportError, match="--reference x: no such method; there are"):
-        report.choose_reference(found, "x", rates)
+        statistics.choose_reference(found, "x", rates)
     frozen = {"none": found["none"]}
-    assert report.choose_reference(frozen, None, rates) == "none"
+    assert statistics.choose_reference(frozen, None, rates) == "none"
 
 
 @pytest.fixture
 def tables(tmp_path):
     """The two tables of some systems."""
     results = make(SYSTEMS)
-    scoring.write_table(tmp_path / "results.tsv", results.rows, Row)
-    scoring.write_table(tmp_path / "utterances.tsv", results.utterances, Utterance)
+    write_table(tmp_path / "results.tsv", results.rows, Row)
+    write_table(tmp_path / "utterances.tsv", results.utterances, Utterance)
     return tmp_path
 
 
@@ -190,7 +191,7 @@ def test_many_tasks_and_methods_without_utterances(tmp_path, capsys):
         for i in range(50)
         for m, method in enumerate(["none", *"abcdefgh", "a_x", "hra"])
     ]
-    scoring.write_table(tmp_path / "results.tsv", rows, Row)
+    write_table(tmp_path / "results.tsv", rows, Row)
     assert not run(tmp_path)
     assert "no intervals" in capsys.readouterr().out
     page = (tmp_path / "RESULTS.md").read_text()
@@ -210,3 +211,10 @@ def test_mistakes_are_one_line(tables, monkeypatch, arguments, message):
     said = run(*arguments)
     assert said.startswith("espnet-hra report: ") and message in said
     assert "\n" not in said and not (tables / "RESULTS.md").exists()
+
+
+def test_pictures_without_matplotlib_name_the_command_that_installs_it(
+    tables, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'espnet-hra[plots]'" in run(tables)

@@ -5,13 +5,13 @@ import math
 
 import pytest
 
-from espnet_hra.report import page as report
-from espnet_hra.report import scoring
+from espnet_hra.commands import score
+from espnet_hra.files.tables import read_table
+from espnet_hra.report.page import rate_tables
+from espnet_hra.report.results import Row, Utterance, merge
 from espnet_hra.report.scoring import (
     Errors,
-    Row,
     ScoringError,
-    Utterance,
     count_errors,
     errors_by_task,
 )
@@ -64,13 +64,6 @@ def test_a_message_names_a_few_of_many():
         errors_by_task(references, {}, dict.fromkeys(references, "t"))
 
 
-def test_twice_the_same_id_is_refused(tmp_path):
-    path = tmp_path / "text"
-    path.write_text("u1 a\nu1 b\n", encoding="utf-8")
-    with pytest.raises(ScoringError, match="line 2: u1 stands twice"):
-        scoring.read_text(path)
-
-
 @pytest.fixture
 def corpus(tmp_path):
     """References of two tasks in two splits, a good and a bad system, and counts."""
@@ -95,7 +88,7 @@ def run(corpus, method, system, *options):
     for split in ("dev", "test"):
         arguments += ["--ref", f"{split}={corpus / split}.text"]
         arguments += ["--hyp", f"{split}={corpus / system}.{split}"]
-    return scoring.main([*arguments, "--out_dir", str(corpus / "exp"), *options])
+    return score.main([*arguments, "--out_dir", str(corpus / "exp"), *options])
 
 
 def test_results_tsv_has_the_agreed_form(corpus):
@@ -117,7 +110,7 @@ def test_same_rows_are_replaced_and_others_kept(corpus):
     assert run(corpus, "hra", "bad", *counts, "--seed", "1") == 0
     assert run(corpus, "hra", "bad", *counts, "--seed", "2") == 0
     assert run(corpus, "hra", "good", *counts, "--seed", "1") == 0
-    rows = scoring.read_table(corpus / "exp" / "results.tsv", Row)
+    rows = read_table(corpus / "exp" / "results.tsv", Row)
     assert [(row.seed, row.split, row.task) for row in rows] == [
         (seed, split, task)
         for seed in (1, 2)
@@ -141,9 +134,9 @@ def test_errors_of_utterances_add_up_and_are_merged_as_rates_are(corpus):
         "method\ttask\tsplit\tseed\tutterance\tcharacters\terrors\twords\tword_errors"
     )
     assert lines[1] == "hra\tde\tdev\t1\tb1\t4\t1\t1\t1"
-    found = scoring.read_table(folder / "utterances.tsv", Utterance)
+    found = read_table(folder / "utterances.tsv", Utterance)
     assert [line.method for line in found] == ["hra"] * 8 + ["none"] * 4
-    for row in scoring.read_table(folder / "results.tsv", Row):
+    for row in read_table(folder / "results.tsv", Row):
         own = [line for line in found if line.key == row.key]
         total = sum(
             (Errors(1, u.words, u.characters, 0, u.errors) for u in own), Errors()
@@ -158,7 +151,7 @@ def test_lines_of_one_key_are_replaced_together():
         return [Utterance("hra", "a", "test", seed, n, 9, errors, 2, 1) for n in names]
 
     old = [*lines("xy", 5), *lines("xy", 5, seed=2)]
-    merged = scoring.merge(old, lines("xz", 1))
+    merged = merge(old, lines("xz", 1))
     assert merged == [*lines("xz", 1), *lines("xy", 5, seed=2)]
 
 
@@ -184,10 +177,8 @@ def test_results_md_shows_means_and_changes(corpus):
 
 
 def test_many_tasks_become_rows():
-    rows = [
-        scoring.Row("hra", f"t{i}", "test", 1, 1, 1, 1, 1, 5.0, 5.0) for i in range(20)
-    ]
-    page = report.rate_tables(rows)
+    rows = [Row("hra", f"t{i}", "test", 1, 1, 1, 1, 1, 5.0, 5.0) for i in range(20)]
+    page = rate_tables(rows)
     assert "||hra|" in page and "|t19|5.0|" in page
 
 

@@ -46,6 +46,7 @@ option pretrained_model "" "the backbone: ESPnet pack, folder, tag or checkpoint
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
+option variant "" "instead: one of conf/variants.yaml, e.g. hra_long"
 option asr_args "" "more options for the adaptation, e.g. \"--max_epoch 5\""
 option asr_tag "" "name of the adaptation's folder (default: made of the above)"
 option inference_config "" "decoding (default: conf/decode_greedy.yaml)"
@@ -184,11 +185,15 @@ done
 : "${backbone_config:=${configs}/train_backbone.yaml}"
 : "${inference_config:=conf/decode_greedy.yaml}"
 if [ "${method}" = none ]; then
-    for item in asr_config asr_args init_adapter; do
+    for item in asr_config variant asr_args init_adapter; do
         if [ -n "${!item}" ]; then
             usage_error "--method none adapts nothing, and --${item} is of an adaptation"
         fi
     done
+elif [ -n "${variant}" ]; then
+    if [ -n "${asr_config}" ]; then
+        usage_error "--variant and --asr_config both name the adaptation: give one"
+    fi
 elif [ -z "${asr_config}" ]; then
     : "${method:=hra}"
     asr_config=${configs}/train_${method}.yaml
@@ -234,6 +239,13 @@ if ! "${python_words[@]}" -c 'import espnet_hra, espnet2' >/dev/null 2>&1; then
     fail "${python} cannot import espnet2 and espnet_hra: install espnet-hra in it" \
         "with pip, or name another Python with --python"
 fi
+expdir=$(find_path "${expdir}")
+work=${expdir:-exp}/${name}
+if [ -n "${variant}" ]; then
+    asr_config=${work}/conf/train_${variant//[^A-Za-z0-9._-]/_}.yaml
+    "${python_words[@]}" local/variant.py --conf conf --name "${variant}" \
+        --out "${asr_config}" || exit 2
+fi
 if [ "${method}" != none ]; then
     adapter=$("${python_words[@]}" -c '
 import sys, yaml
@@ -252,8 +264,6 @@ except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
     fi
 fi
 
-expdir=$(find_path "${expdir}")
-work=${expdir:-exp}/${name}
 dump=$(find_path "${dumpdir}")
 dump=${dump:+${dump}/${name}}
 dump=${dump:-${work}/dump}
@@ -803,18 +813,18 @@ is no result. The dev set is the training set."
         adapted+=(--hyp "${set}=${asr_decode}/${set}/text")
     done
     if [ "${method}" = none ]; then
-        announce "${python_words[@]}" -m espnet_hra.report.scoring --method none \
+        announce "${python_words[@]}" -m espnet_hra.cli score --method none \
             "${options[@]}" "${frozen[@]}"
         return
     fi
     if [ -e "${frozen_decode}/${eval_sets[0]}/text" ]; then
-        announce "${python_words[@]}" -m espnet_hra.report.scoring --method none \
+        announce "${python_words[@]}" -m espnet_hra.cli score --method none \
             --report false "${options[@]}" "${frozen[@]}" \
             >"${log_dir}/scoring_frozen.txt"
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
-    announce "${python_words[@]}" -m espnet_hra.report.scoring --method "${label}" \
+    announce "${python_words[@]}" -m espnet_hra.cli score --method "${label}" \
         --seed "${seed}" --params "${asr_exp}/params.json" \
         "${options[@]}" "${adapted[@]}"
 }
@@ -888,9 +898,8 @@ what_next() {
         return
     fi
     echo "  Train longer; compare with another adapter"
-    config=conf/tuning/train_${method}_long.yaml
-    if [ -f "${config}" ]; then
-        echo "    ${again} --asr_config ${config}"
+    if grep -qs "^${method}_long:" conf/variants.yaml; then
+        echo "    ${again} --variant ${method}_long"
     else
         echo "    ${again} --asr_args '--max_epoch 50'"
     fi

@@ -20,6 +20,7 @@ from typing import Any
 
 from espnet_hra.adapt import signals
 from espnet_hra.errors import ConfigError
+from espnet_hra.files.config import read_yaml
 
 _KEYS = ("env", "n_workers", "options", "allow_overwrite_lock")
 
@@ -36,8 +37,6 @@ def read(path: str | None, n_workers: int | None) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, or has other keys.
     """
-    from espnet_hra.files.config import read_yaml
-
     block: Any = {"env": "local"}
     if path is not None:
         if not Path(path).is_file():
@@ -70,9 +69,18 @@ def settings(block: dict[str, Any], retries: int, ngpu: int) -> Iterator[None]:
         block: From :func:`read`; options of local workers are completed.
         retries: How many workers a task may lose before it counts as failed.
         ngpu: ESPnet's option.
+
+    Raises:
+        ConfigError: Dask is not installed.
     """
-    import dask
-    import distributed  # noqa: F401 - first its own values, then ours
+    try:
+        import dask
+        import distributed  # noqa: F401 - first its own values, then ours
+    except ImportError as e:
+        raise ConfigError(
+            f"tasks are spread over workers with Dask, which cannot be imported ({e}): "
+            "pip install 'espnet-hra[adapt]'"
+        ) from e
 
     config: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": retries,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_hra.data.checks import check, shapes
-from espnet_hra.data.lists import write_lists, write_subset
+from espnet_hra.data.lists import read_entries, write_lists, write_subset
 from espnet_hra.data.problems import Report
 from espnet_hra.data.requirements import Requirements
 from espnet_hra.errors import DataError, TaskError
@@ -188,9 +188,9 @@ def score(speech2text: Any, name: str, folder: Path) -> dict[str, Any]:
     """
     from espnet2.fileio.sound_scp import SoundScpReader
 
-    from espnet_hra.report import scoring
+    from espnet_hra.report.scoring import count_errors
 
-    texts = scoring.read_text(folder / "text")
+    texts = read_entries(folder / "text")
     audio = SoundScpReader(str(folder / "wav.scp"), dtype="float32")
     pairs = []
     for utterance, reference in texts.items():
@@ -198,7 +198,7 @@ def score(speech2text: Any, name: str, folder: Path) -> dict[str, Any]:
         wave = wave if wave.ndim == 1 else wave.mean(axis=1)
         hypothesis = speech2text(wave, task=name)[0][0]
         pairs.append((reference, hypothesis or ""))
-    errors = scoring.count_errors(pairs)
+    errors = count_errors(pairs)
     return {
         "split": "dev",
         "utterances": errors.utterances,

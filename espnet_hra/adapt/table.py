@@ -71,8 +71,3 @@ def summary(rows: Sequence[Row], limit: int = 30) -> str:
     if hidden:
         lines.append(f"... and {hidden:,} more in {FILE}")
     return "\n".join(lines)
-
-
-def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How many tasks have which status."""
-    return {s: sum(row["status"] == s for row in rows) for s in STATUSES}

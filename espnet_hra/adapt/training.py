@@ -9,69 +9,74 @@ from espnet2.train.reporter import Reporter
 
 from espnet_hra.adapt import new_task
 from espnet_hra.espnet.inference import Speech2Text
+from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import HRATask
 from espnet_hra.espnet.trainer import AdapterTrainer
 
 
-class _Trainer(AdapterTrainer):
-    """Looks at the dev set before and after, and takes the head that is kept."""
+class HeadTrainer:
+    """ESPnet's trainer, with a look at the dev set before and after.
 
-    found: dict[str, Any]
+    Attributes:
+        before: What ESPnet's validation said of the head as it began.
+        after: The same of the head that is kept.
+        updates: How many there were.
+    """
 
-    @classmethod
-    def run(cls, model: torch.nn.Module, **kwargs: Any) -> None:
-        """As ESPnet's."""
-        exp = Path(kwargs["trainer_options"].output_dir)
-        cls.found["before"] = cls._look(model, kwargs)
-        super().run(model=model, **kwargs)
+    build_options = AdapterTrainer.build_options
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.updates = 0
+
+    def run(self, model: Any, **kwargs: Any) -> None:
+        """As ESPnet's ``Trainer.run``; then the model has the head that is kept."""
+        options = kwargs["trainer_options"]
+        exp = Path(options.output_dir)
+        self.before = _look(model, kwargs)
+        AdapterTrainer.run(model=model, **kwargs)
         (name,) = model.encoder.tasks
         new_task.take(model.encoder, name, exp)
-        cls.found["after"] = cls._look(model, kwargs)
-        cls.found["updates"] = _updates(exp, kwargs["trainer_options"].accum_grad)
-
-    @classmethod
-    def _look(cls, model: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, float]:
-        """What ESPnet's validation says of the model as it is."""
-        reporter = Reporter()
-        reporter.set_epoch(1)
-        with reporter.observe("valid") as part:
-            cls.validate_one_epoch(
-                model=model,
-                iterator=kwargs["valid_iter_factory"].build_iter(1),
-                reporter=part,
-                options=kwargs["trainer_options"],
-                distributed_option=kwargs["distributed_option"],
-            )
-        found = reporter.stats[1]["valid"]
-        return {key: float(found[key]) for key in ("loss",) if key in found}
+        self.after = _look(model, kwargs)
+        self.updates = _updates(exp, options.accum_grad)
 
 
-def one_head(model: torch.nn.Module) -> tuple[type, dict[str, Any]]:
-    """An ESPnet task that trains the head of a model that is there already.
+def _look(model: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, float]:
+    """What ESPnet's validation says of the model as it is."""
+    reporter = Reporter()
+    reporter.set_epoch(1)
+    with reporter.observe("valid") as part:
+        AdapterTrainer.validate_one_epoch(
+            model=model,
+            iterator=kwargs["valid_iter_factory"].build_iter(1),
+            reporter=part,
+            options=kwargs["trainer_options"],
+            distributed_option=kwargs["distributed_option"],
+        )
+    found = reporter.stats[1]["valid"]
+    return {key: float(found[key]) for key in ("loss",) if key in found}
+
+
+def train_head(model: torch.nn.Module, args: argparse.Namespace) -> HeadTrainer:
+    """Run ESPnet's training on a model that is there already.
 
     Args:
         model: With base, controller and one task.
+        args: ESPnet's options.
 
     Returns:
-        The task class, whose ``main_worker`` trains; and what is found on the way:
-        ``before`` and ``after`` (statistics on the dev set), ``updates``.
+        What was found on the way.
     """
-    found: dict[str, Any] = {}
-
-    class OneHead(HRATask):
-        trainer = type("Trainer", (_Trainer,), {"found": found})
-
-        @classmethod
-        def build_model(cls, args: argparse.Namespace) -> torch.nn.Module:
-            return model
-
-        @classmethod
-        def load_initial_adapter(
-            cls, args: argparse.Namespace, model: torch.nn.Module
-        ) -> None:
-            pass  # the controller is in place
-
-    return OneHead, found
+    trainer = HeadTrainer()
+    with standing_in(
+        HRATask,
+        build_model=lambda args: model,
+        load_initial_adapter=lambda args, model: None,  # the controller is in place
+        trainer=trainer,
+    ):
+        HRATask.main_worker(args)
+    return trainer
 
 
 def decoder_of(model: torch.nn.Module, args: argparse.Namespace) -> Speech2Text:

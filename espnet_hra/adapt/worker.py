@@ -24,6 +24,7 @@ from typing import Any
 
 from espnet_hra.adapt import new_task, plan
 from espnet_hra.adapt.plan import Job
+from espnet_hra.data.lists import write_lists
 from espnet_hra.errors import TaskError, UserError
 from espnet_hra.files import atomic
 from espnet_hra.tasks import file as taskfile
@@ -137,10 +138,7 @@ def _run(spec: Spec, job: Job, folder: Path) -> dict[str, Any]:
         plan.check_free(out, job, spec.in_checkpoint)
     _tidy(folder, job)
     for part, files in job.lists.items():
-        (folder / _LISTS / part).mkdir(parents=True, exist_ok=True)
-        for name, lines in files.items():
-            text = "".join(f"{line}\n" for line in lines)
-            (folder / _LISTS / part / name).write_text(text, encoding="utf-8")
+        write_lists(folder / _LISTS / part, files)
     if spec.key not in _benches:
         _benches.clear()  # one base at a time
         _benches[spec.key] = Workbench(argparse.Namespace(**spec.options))
@@ -245,9 +243,9 @@ class Workbench:
         # A head begins with the numbers that it would have in a training of its own
         # with this seed, where it is the only one.
         set_all_random_seed(self.args.seed)
-        self.model = HRATask.build_model(self.args)
+        self.model: Any = HRATask.build_model(self.args)
         HRATask.load_initial_adapter(self.args, self.model)
-        encoder = self.model.encoder
+        encoder: Any = self.model.encoder
         self.parameters = encoder.adapter.heads.size
         vector = encoder.adapter.heads.vector(_FIRST)
         encoder.remove_task(_FIRST)
@@ -288,7 +286,7 @@ class Workbench:
         import torch
         from espnet2.train.distributed_utils import resolve_distributed_mode
 
-        from espnet_hra.adapt.training import one_head
+        from espnet_hra.adapt.training import train_head
 
         args = copy.deepcopy(self.args)
         vars(args).update(new_task.data_options(lists))
@@ -298,10 +296,9 @@ class Workbench:
         encoder.add_task(name)
         try:
             encoder.adapter.heads.vector(name).data.copy_(self._initial)
-            task, found = one_head(self.model)
             resolve_distributed_mode(args)
             before = self._score(name, lists["valid"])
-            task.main_worker(args)
+            found = train_head(self.model, args)
             after = self._score(name, lists["valid"])
             if encoder.identity() != self._at_rest:
                 raise TaskError(f"task {name!r}: its training has changed the base")
@@ -312,9 +309,9 @@ class Workbench:
                 )
             row = {
                 "tensors": copy.deepcopy(encoder.adapter.heads.tensors(name)),
-                "updates": found["updates"],
-                "loss_before": found["before"].get("loss"),
-                "loss": found["after"].get("loss"),
+                "updates": found.updates,
+                "loss_before": found.before.get("loss"),
+                "loss": found.after.get("loss"),
             }
             if after is not None and before is not None:
                 row.update(cer_before=before["cer"], cer=after["cer"], scores=[after])

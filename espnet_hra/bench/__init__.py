@@ -8,6 +8,8 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "quality": "error rates of all adapters on one frozen backbone",
     "speed": "time and memory, against the bare encoder and the rivals",
+    "many_tasks": "time, memory and pauses with thousands of tasks",
+    "cache_hits": "how often a task is in memory, by popularity and cache size",
 }
 
 
@@ -20,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    listed = "\n".join(f"  {name:<10}{text}" for name, text in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:<12}{text}" for name, text in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="espnet-hra bench",
         usage="espnet-hra bench BENCHMARK [OPTION ...]",

@@ -1,8 +1,7 @@
 """The comparison of adapters: every method on the same backbone, tasks and updates.
 
 What is run stands in a plan (``conf/quality.yaml`` of the recipe). Each run is a run of
-the recipe, so that any row can be made alone, with the command in the header of its
-file in ``conf/tuning``. In this order:
+the recipe, so that any row can be made alone: ``--only`` its name. In this order:
 
 1. *rates*: each method at a few learning rates, on some tasks, judged on dev;
 2. *choices*: changes of one method, judged in the same way;
@@ -10,8 +9,8 @@ file in ``conf/tuning``. In this order:
 4. *alone*: one training for each task, whose adapters share nothing;
 5. *forgetting*: what the adapted models make of the speech that the backbone knows.
 
-The rates that are found stand in the files of ``conf/tuning``: this program says where
-a file has another, and changes none. A run on some of the tasks has the updates of a
+The rates that are found stand in the configurations: this program says where one has
+another, and changes none. A run on some of the tasks has the updates of a
 full one, with batches that are smaller in proportion: a task hears as much.
 
 What is done is not done again: it has left its rows in ``dev.tsv`` or ``results.tsv``.
@@ -29,126 +28,41 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from espnet_hra.bench.quality_page import dev_tables, hours
+from espnet_hra.bench.quality_plan import (
+    DEV,
+    PARTS,
+    BenchError,
+    DevRow,
+    Step,
+    best_model,
+    best_on_dev,
+    check_keys,
+    find_recipe,
+    label_of,
+    number,
+    read_configs,
+    read_plan,
+    smaller_batch,
+    with_rate,
+)
 from espnet_hra.errors import ConfigError, UserError
-from espnet_hra.report import page as report
-from espnet_hra.report import scoring
-from espnet_hra.report.scoring import FROZEN, TSV, UTTERANCES, Row, Utterance
-
-PARTS = ("rates", "choices", "runs", "alone", "forgetting")
-
-#: The table of what was judged on dev.
-DEV = "dev.tsv"
+from espnet_hra.files.tables import read_table, write_table
+from espnet_hra.report import page
+from espnet_hra.report.results import FROZEN, TSV, Results, Row, merge, read_params
 
 #: The split of the speech that the backbone knows, and its data set.
 KNOWN, KNOWN_SET = "backbone", "backbone_test"
 
-_PLAN_KEYS = {
-    *("corpus", "reference", "few_tasks", "rates", "choices"),
-    *("runs", "alone", "forgetting"),
-}
-
-
 #: Options of ``run.sh`` that cannot be the same for all runs.
 _OF_THE_PLAN = {
     *("--corpus", "--expdir", "--method", "--tasks", "--seed"),
-    *("--asr_config", "--asr_args", "--asr_tag"),
+    *("--asr_config", "--variant", "--asr_args", "--asr_tag"),
 }
-
-
-class BenchError(UserError, RuntimeError):
-    """A comparison that cannot be made as asked for."""
-
-
-@dataclass(frozen=True)
-class DevRow:
-    """A line of ``dev.tsv``: one training judged on the dev set.
-
-    Attributes:
-        part: ``rates`` or ``choices``.
-        method: Name of the configuration.
-        setting: The learning rate, or the name of the change.
-        seed: Of the training.
-        tasks: How many tasks there were.
-        updates: How many updates.
-        cer: The best CER that training found on dev, in percent.
-    """
-
-    part: str
-    method: str
-    setting: str
-    seed: int
-    tasks: int
-    updates: int
-    cer: float
-
-    @property
-    def key(self) -> tuple:
-        """What a line stands for."""
-        return self.part, self.method, self.setting, self.seed
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing to do.
-
-    Attributes:
-        part: One of :data:`PARTS`.
-        name: Of the method.
-        text: What it is, for people.
-        is_done: Whether its rows are there.
-        run: Does it, and appends its rows.
-    """
-
-    part: str
-    name: str
-    text: str
-    is_done: Callable[[], bool]
-    run: Callable[[], None]
-
-
-def label_of(config: str) -> str:
-    """The name that the recipe gives to a configuration's results."""
-    return Path(config).stem.removeprefix("train_")
-
-
-def with_rate(config: Mapping[str, Any], rate: float) -> list[str]:
-    """Options that give a configuration another peak rate, its schedule scaled along.
-
-    A schedule that lists rates is scaled; others follow the optimizer's rate.
-
-    Args:
-        config: Its keys; without a rate, one is given to it.
-        rate: The peak rate.
-    """
-    words = ["--optim_conf", f"lr={_number(rate)}"]
-    listed = config.get("scheduler_conf", {}).get("warmup_lr_list")
-    if listed:
-        scale = rate / config["optim_conf"]["lr"]
-        rates = ",".join(_number(round(r * scale, 10)) for r in listed)
-        words += ["--scheduler_conf", f"warmup_lr_list=[{rates}]"]
-    return words
-
-
-def _smaller_batch(config: Mapping[str, Any], share: float) -> list[str]:
-    """Options for a batch of this share of a configuration's."""
-    words: list[str] = []
-    for key in ("batch_bins", "batch_size"):
-        if key in config:
-            words += [f"--{key}", str(max(1, round(config[key] * share)))]
-    return words
-
-
-def _number(value: float) -> str:
-    """A number as YAML reads it: never 1e-05, which is a word to it."""
-    text = f"{value:.10f}".rstrip("0")
-    return f"{text}0" if text.endswith(".") else text
 
 
 class Comparison:
@@ -171,47 +85,21 @@ class Comparison:
         options: Sequence[str],
         expdir: Path,
     ):
-        unknown = sorted(set(plan) - _PLAN_KEYS)
-        if unknown:
-            raise BenchError(
-                f"the plan has unknown keys: {', '.join(unknown)}; possible are: "
-                f"{', '.join(sorted(_PLAN_KEYS))}"
-            )
+        check_keys(plan)
         self.recipe, self.plan, self.options = recipe, plan, list(options)
         self.corpus = plan.get("corpus", "debian_voices")
         self.expdir = expdir
         self.work = expdir / self.corpus
-        self.configs: dict[str, dict[str, Any]] = {}
-        for config in self._named_configs():
-            path = recipe / config
-            try:
-                self.configs[config] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError) as error:
-                raise BenchError(f"the plan names {config}: {error}") from error
-            label, method = label_of(config), self._method(config)
-            of_method = label == method or label.startswith(f"{method}_")
-            if not of_method or label != label_of(str(path.resolve())):
-                raise BenchError(
-                    f"the plan names {config}: the recipe would call its results "
-                    f"otherwise: give a file (no link) train_{method}.yaml or "
-                    f"train_{method}_....yaml"
-                )
-
-    def _method(self, config: str) -> str:
-        """The method of a configuration."""
-        encoder_conf = self.configs[config].get("encoder_conf") or {}
-        return str(encoder_conf.get("adapter", "hra"))
-
-    def _named_configs(self) -> list[str]:
-        plan = self.plan
-        named = [*plan.get("rates", {}), *plan.get("runs", {}), *plan.get("alone", {})]
-        named += [plan[key]["config"] for key in ("choices",) if key in plan]
-        named += [
-            plan[key][k] for key in ("forgetting",) if key in plan for k in plan[key]
-        ]
-        return list(dict.fromkeys(named))
+        self.configs = read_configs(recipe, plan)
 
     # --------------------------------------------------------------------- steps
+
+    def _named(self, config: str) -> tuple[str, ...]:
+        """The options of ``run.sh`` that choose a configuration."""
+        for path in (f"conf/train_{config}.yaml", config):
+            if (self.recipe / path).is_file():
+                return "--asr_config", path
+        return "--variant", config
 
     def steps(self, parts: Sequence[str] = PARTS) -> list[Step]:
         """Everything that the plan asks for in these parts."""
@@ -228,7 +116,7 @@ class Comparison:
         for config, rates in self.plan.get("rates", {}).items():
             for rate in rates:
                 extra = with_rate(self.configs[config], rate)
-                yield self._judged("rates", config, _number(rate), 1, extra)
+                yield self._judged("rates", config, number(rate), 1, extra)
 
     def _choices(self) -> Iterator[Step]:
         choices = self.plan.get("choices", {})
@@ -270,16 +158,16 @@ class Comparison:
 
         def run() -> None:
             share = len(few) / len(self._tasks())
-            words = [*_smaller_batch(self.configs[config], share), *extra]
+            words = [*smaller_batch(self.configs[config], share), *extra]
             self._recipe(
-                *("--asr_config", config, "--seed", str(seed), "--asr_tag", tag),
+                *(*self._named(config), "--seed", str(seed), "--asr_tag", tag),
                 *("--tasks", " ".join(few), "--asr_args", " ".join(words)),
                 *("--stop_stage", "11", "--skip_stages", "9"),
             )
             cer, updates = best_on_dev(self.work / f"asr_{tag}" / "checkpoint.pth")
             row = DevRow(part, name, setting, seed, len(few), updates, round(cer, 2))
-            rows = scoring.merge(self._dev_rows(), [row])
-            scoring.write_table(self.work / DEV, rows, DevRow)
+            rows = merge(self._dev_rows(), [row])
+            write_table(self.work / DEV, rows, DevRow)
             print(f"    CER on dev {row.cer:.2f} %")
 
         return Step(part, name, f"{name}, {setting}, seed {seed}", is_done, run)
@@ -289,7 +177,7 @@ class Comparison:
         name = label_of(config)
 
         def run() -> None:
-            self._recipe("--asr_config", config, "--seed", str(seed))
+            self._recipe(*self._named(config), "--seed", str(seed))
 
         return Step(
             "runs", name, f"{name}, seed {seed}", lambda: self._scored(name, seed), run
@@ -303,11 +191,11 @@ class Comparison:
             for task in self._tasks():
                 tag = f"{name}_{task}_seed{seed}"
                 self._recipe(
-                    *("--asr_config", config, "--seed", str(seed), "--asr_tag", tag),
+                    *(*self._named(config), "--seed", str(seed), "--asr_tag", tag),
                     *("--tasks", task, "--stop_stage", "12", "--skip_stages", "9"),
                 )
                 folder, dump = self.work / f"asr_{tag}", f"dump_tasks-{task}"
-                shared, own = scoring.read_params(folder / "params.json")
+                shared, own = read_params(folder / "params.json")
                 self._score(
                     *("--method", name, "--seed", str(seed)),
                     *("--shared_params", "0"),
@@ -339,7 +227,7 @@ class Comparison:
                 folder = self.work / f"asr_{label_of(config)}_seed1"
                 model_config = str(folder / "config.yaml")
                 model = str(best_model(folder))
-                shared, own = scoring.read_params(folder / "params.json")
+                shared, own = read_params(folder / "params.json")
                 size = max(own.values())
                 sizes = ["--shared_params", str(shared), "--task_params", str(size)]
                 options = ["--task", task]
@@ -378,10 +266,10 @@ class Comparison:
     # -------------------------------------------------------------------- tables
 
     def _rows(self) -> list[Row]:
-        return scoring.read_table(self.work / TSV, Row)
+        return read_table(self.work / TSV, Row)
 
     def _dev_rows(self) -> list[DevRow]:
-        return scoring.read_table(self.work / DEV, DevRow)
+        return read_table(self.work / DEV, DevRow)
 
     def _scored(self, name: str, seed: int) -> bool:
         found = {
@@ -418,7 +306,7 @@ class Comparison:
 
     def _score(self, *options: str) -> None:
         self._program(
-            *("-m", "espnet_hra.report.scoring", "--report", "false"),
+            *("-m", "espnet_hra.cli", "score", "--report", "false"),
             *("--out_dir", str(self.work), *options),
         )
 
@@ -461,10 +349,7 @@ class Comparison:
 
     def report(self, command: str) -> list[Path]:
         """Write RESULTS.md with everything that is there."""
-        rows = self._rows()
-        results = report.Results(
-            rows, scoring.read_table(self.work / UTTERANCES, Utterance)
-        )
+        results = Results.read(self.work)
         steps = self.steps()
         missing = [step for step in steps if not step.is_done()]
         note = None
@@ -473,20 +358,22 @@ class Comparison:
                 f"Of the {len(steps)} runs of the plan, {len(missing)} are still to "
                 "come: rows with fewer seeds than others, and sizes that are not here."
             )
-        head = report.head(self.corpus, command, note)
+        opening = page.head(self.corpus, command, note)
         closing = dev_tables(self._dev_rows(), self.differing_rates())
-        closing += "\n" + _hours(self.work / "times.tsv")
+        closing += "\n" + hours(self.work / "times.tsv")
         reference = self.plan.get("reference")
-        if reference not in {r.method for r in rows if r.split == results.split}:
+        if reference not in {
+            r.method for r in results.rows if r.split == results.split
+        }:
             reference = None  # is still to come
-        return report.write(results, self.work, head, closing, reference=reference)
+        return page.write(results, self.work, opening, closing, reference=reference)
 
     def differing_rates(self) -> dict[str, float]:
         """Methods whose file has another rate than the best on dev, and the latter."""
         best: dict[str, DevRow] = {}
         for row in self._dev_rows():
-            if row.part == "rates":
-                best[row.method] = min(row, best.get(row.method, row), key=_cer)
+            if row.part == "rates" and row.cer <= best.get(row.method, row).cer:
+                best[row.method] = row
         return {
             label_of(config): float(best[label_of(config)].setting)
             for config in self.plan.get("rates", {})
@@ -494,116 +381,6 @@ class Comparison:
             and float(best[label_of(config)].setting)
             != self.configs[config]["optim_conf"]["lr"]
         }
-
-
-def _cer(row: DevRow) -> float:
-    return row.cer
-
-
-def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
-    """The best CER on dev of a training, in percent, and its number of updates.
-
-    Raises:
-        BenchError: The training has not looked at its dev set.
-    """
-    from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
-    try:
-        stats = safe_torch_load(checkpoint, map_location="cpu")["reporter"]["stats"]
-        cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
-        updates = max(epoch["train"]["total_count"] for epoch in stats.values())
-    except (OSError, KeyError) as error:
-        raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
-    return 100.0 * min(cers), updates
-
-
-def best_model(folder: Path) -> Path:
-    """The checkpoint that the recipe decodes with.
-
-    Raises:
-        BenchError: There is none.
-    """
-    for name in ("valid.cer_ctc.ave", "valid.cer_ctc.best", "valid.loss.ave"):
-        if (folder / f"{name}.pth").exists():
-            return folder / f"{name}.pth"
-    raise BenchError(f"there is no trained model in {folder}: run the part runs first")
-
-
-def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
-    """What was judged on dev, for people.
-
-    Args:
-        rows: Of ``dev.tsv``.
-        differing: Methods whose file has another rate than the best.
-    """
-    parts = []
-    by_method: dict[str, list[DevRow]] = {}
-    for row in rows:
-        if row.part == "rates":
-            by_method.setdefault(row.method, []).append(row)
-    if by_method:
-        parts.append("## Learning rates, chosen on dev\n")
-        parts.append(
-            f"CER (%) on the dev sets of {rows[0].tasks} tasks at each peak rate, "
-            f"after {rows[0].updates} updates.\n"
-        )
-        lines = [["method", "rate: CER", "chosen"]]
-        for method, own in by_method.items():
-            own = sorted(own, key=lambda row: float(row.setting))
-            chosen = min(own, key=_cer).setting
-            text = ", ".join(f"{row.setting}: {row.cer:.1f}" for row in own)
-            if method in differing:
-                chosen += " (its file has another)"
-            lines.append([method, text, chosen])
-        parts.append(_table(lines))
-    choices: dict[str, list[DevRow]] = {}
-    for row in rows:
-        if row.part == "choices":
-            choices.setdefault(row.setting, []).append(row)
-    if choices:
-        first = next(iter(choices.values()))
-        usual = {row.seed: row.cer for row in first}
-        parts.append(f"## Choices of `{first[0].method}`, on dev\n")
-        parts.append(
-            f"CER (%) on the dev sets of {first[0].tasks} tasks after "
-            f"{first[0].updates} updates, and the difference that each change makes "
-            "with the same seeds.\n"
-        )
-        lines = [["", "seeds", "CER", "change"]]
-        for name, own in choices.items():
-            mean = sum(map(_cer, own)) / len(own)
-            paired = [row.cer - usual[row.seed] for row in own if row.seed in usual]
-            change = ""
-            if own is not first and paired:
-                change = f"{sum(paired) / len(paired):+.1f}"
-            lines.append([name, str(len(own)), f"{mean:.1f}", change])
-        parts.append(_table(lines))
-    return "\n".join(parts)
-
-
-def _table(cells: Sequence[Sequence[str]]) -> str:
-    head, *body = cells
-    rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("|" + "|".join(row) + "|" for row in (head, rule, *body)) + "\n"
-
-
-def _hours(times: Path) -> str:
-    """What all of it took."""
-    if not times.exists():
-        return ""
-    cells = [line.split("\t") for line in times.read_text("utf-8").splitlines()]
-    seconds = {"training": 0, "decoding": 0}
-    for stage, _, value in cells:
-        kind = {"11": "training", "9": "decoding", "12": "decoding"}.get(
-            stage.split()[0]
-        )
-        if kind:
-            seconds[kind] += int(value)
-    said = ", ".join(f"{kind} {s / 3600:.1f} h" for kind, s in seconds.items())
-    return (
-        f"## Time\n\nAll runs together: {said} ({os.cpu_count()} CPU cores, "
-        "shared with other work).\n"
-    )
 
 
 # ---------------------------------------------------------------------- the command
@@ -645,36 +422,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="options of run.sh for all runs, e.g. -- --autocast none",
     )
     return parser
-
-
-def find_recipe(given: Path | None) -> Path:
-    """The recipe's folder.
-
-    Raises:
-        BenchError: There is none.
-    """
-    for folder in [given] if given else [Path("."), Path("egs2/hra_asr")]:
-        if (folder / "hra.sh").is_file() and (folder / "run.sh").is_file():
-            return folder.resolve()
-    raise BenchError(
-        f"{given or Path.cwd()}: there is no run.sh of the recipe; name its folder "
-        "with --recipe, or make one with `espnet-hra recipe DEST`"
-    )
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """A plan's keys.
-
-    Raises:
-        BenchError: It cannot be read.
-    """
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BenchError(f"--plan {path}: {error}") from error
-    if not isinstance(plan, dict):
-        raise BenchError(f"--plan {path}: expected keys and values")
-    return plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -728,8 +475,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{method}: the best rate on dev is {rate:g}, and its file has another")
     if (comparison.work / TSV).exists():
         command = shlex.join(["espnet-hra", "bench", "quality", *words])
-        page, *_ = comparison.report(command)
-        print(f"Results: {page}")
+        written, *_ = comparison.report(command)
+        print(f"Results: {written}")
     if failed:
         print(f"{len(failed)} of {len(todo)} runs failed; the same command tries again")
     return 1 if failed else 0

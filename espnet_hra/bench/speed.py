@@ -2,7 +2,7 @@
 
 ::
 
-    espnet-hra bench speed                       # everything, into benchmarks/
+    espnet-hra bench speed                       # everything, into speed/
     espnet-hra bench speed --cases mixed --backbones 12x256
     espnet-hra bench speed --page                # the page, anew, of what is there
 
@@ -16,9 +16,9 @@ import argparse
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,300 +30,27 @@ from espnet_hra.bench.backbones import (
     random_backbone,
     trained_backbone,
 )
-from espnet_hra.bench.speed_page import AGAIN, TSV, Row, SpeedError
-from espnet_hra.bench.variants import (
-    Subject,
-    Variant,
-    hra,
-    hra_ffn,
-    import_peft,
-    lora,
-    residual,
+from espnet_hra.bench.speed_cases import (
+    CASES,
+    FEWEST,
+    MOST,
+    QUICK,
+    Block,
+    Sizes,
+    plan,
 )
-from espnet_hra.commands.recipe import RecipeError, find_recipe
-from espnet_hra.report import page as report
-from espnet_hra.report import scoring
-
-#: What can be measured.
-CASES = {
-    "encoder": "encoder with an adapter / bare, batch 1 and 8",
-    "mixed": "32 tasks in a batch / one task, and / PEFT's mixed batch",
-    "training": "training step / full fine-tuning's, and / PEFT LoRA's",
-    "memory": "peak memory of a training step / full fine-tuning's",
-    "many": "10,000 registered tasks / one, decoding and training",
-    "heads": "memory of 10,000 heads / their bytes",
-    "growth": "curves over layers and batch, for the first backbone's width",
-}
+from espnet_hra.bench.speed_table import AGAIN, TSV, Row, SpeedError
+from espnet_hra.bench.variants import Subject, Variant, import_peft
+from espnet_hra.files.shipped import RecipeError, find_recipe
+from espnet_hra.files.tables import read_table, write_table
+from espnet_hra.report.environment import git
+from espnet_hra.report.results import merge
 
 #: By default, next to the trained one.
 RANDOM = ("12x256", "18x512")
 
-#: Billions of multiply-accumulates that a block may take on a CPU: rounds are as many
-#: as that gives, between these bounds. A rule of the block alone, so that all machines
-#: measure the same.
-LIMIT, FEWEST, MOST = 1000, 5, 31
-
-#: Seconds of speech in an utterance: the first with which a run stays below so many
-#: billions of multiply-accumulates.
-SPEECH = ((5.0, 25), (2.0, 0))
-
 #: Share of a matrix product's speed that an encoder reaches, for the estimate.
 EFFICIENCY = 0.5
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large the cases are."""
-
-    mixed: int = 32
-    many: tuple[int, ...] = (1, 10, 100, 1000, 10_000)
-    depths: tuple[int, ...] = (6, 12, 24, 48)
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-
-
-QUICK = Sizes(4, (1, 100), (2, 4), (1, 2, 4))
-
-
-@dataclass(frozen=True)
-class Block:
-    """Variants that are measured together.
-
-    Attributes:
-        case: Key of :data:`CASES`.
-        backbone: What they stand on.
-        part: Which part of the case.
-        work: ``decode`` or ``step``, of :class:`Subject`.
-        kind: ``time``, ``peak`` or ``heads``.
-        batch: Number of utterances.
-        seconds: Of speech, in each.
-        rounds: Runs of each variant.
-        variants: They.
-    """
-
-    case: str
-    backbone: Backbone
-    part: str
-    work: str
-    kind: str
-    batch: int
-    seconds: float
-    rounds: int
-    variants: tuple[Variant, ...]
-
-    @property
-    def label(self) -> str:
-        """The block in words."""
-        return (
-            f"{self.case}, {self.backbone.name}, {self.part}: {len(self.variants)} "
-            f"variants, batch {self.batch} of {self.seconds:g} s, {self.rounds} rounds"
-        )
-
-    @property
-    def warm_up(self) -> int:
-        """Rounds that do not count; one where they are long."""
-        return 2 if self.rounds > FEWEST else 1
-
-    def estimate(self, rate: float) -> float:
-        """Seconds that it takes, about.
-
-        Args:
-            rate: Billions of multiply-accumulates a second.
-        """
-        gmacs = self.backbone.gmacs * self.batch * self.seconds
-        if self.work == "step":
-            gmacs *= 2.3  # 3 for all weights, 2 for activations only
-        runs = self.rounds + self.warm_up if self.kind == "time" else 3 * self.rounds
-        if self.kind == "heads":
-            gmacs = 0.0
-        tasks = sum(v.tasks for v in self.variants)
-        building = 0.3 + self.backbone.layers * self.backbone.width**2 * 2e-7
-        seconds = len(self.variants) * (runs * (gmacs / rate + 0.01) + building)
-        seconds += 4e-6 * runs * tasks if self.work == "step" else 0
-        children = 0 if self.kind == "time" else len(self.variants) * self.rounds
-        return seconds + 2.5 * children + 1e-4 * tasks + 2e-9 * self.head_bytes
-
-    @property
-    def head_bytes(self) -> int:
-        """Bytes of all heads in it."""
-        d = self.backbone.width
-        return 4 * (d * d + d) * sum(v.tasks for v in self.variants)
-
-
-# -------------------------------------------------------------------------- the plan
-
-
-def plan(
-    backbones: Sequence[Backbone],
-    cases: Sequence[str],
-    sizes: Sizes,
-    repeats: int | None,
-    seconds: float | None,
-    device: torch.device,
-) -> list[Block]:
-    """All blocks, in the order in which they are measured.
-
-    Args:
-        backbones: The backbones; growth is measured at the width of the first.
-        cases: Keys of :data:`CASES`.
-        sizes: How large the cases are.
-        repeats: Rounds of every block; None for as many as its size allows.
-        seconds: Of speech; None for 5, or 2 where that takes long.
-        device: What computes.
-    """
-    power = 1 if device.type == "cpu" else 500
-
-    def block(
-        case: str,
-        backbone: Backbone,
-        part: str,
-        batch: int,
-        variants: Sequence[Variant],
-        work: str = "decode",
-        kind: str = "time",
-    ) -> Block:
-        present = [v for v in variants if v.method != "lora" or import_peft()]
-        speech = seconds
-        if speech is None:
-            one = backbone.gmacs * batch
-            fits = (s for s, most in SPEECH if one * s <= most * power)
-            speech = next(fits, SPEECH[-1][0])
-        rounds = repeats
-        if rounds is None:
-            one = backbone.gmacs * batch * speech * (3 if work == "step" else 1)
-            rounds = int(LIMIT * power / (one * len(present)))
-            rounds = max(FEWEST, min(MOST, rounds))
-            if kind != "time":
-                rounds = 3 if rounds == MOST else 1
-        return Block(
-            *(case, backbone, part, work, kind, batch, speech, rounds),
-            tuple(present),
-        )
-
-    blocks: list[Block] = []
-    for case in cases:
-        if case == "growth":
-            blocks += _growth(backbones[0], sizes, block)
-            continue
-        for number, backbone in enumerate(backbones):
-            blocks += _BLOCKS[case](backbone, sizes, block, number == 0)
-    return blocks
-
-
-def _encoder(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
-    variants = [
-        Variant("none", "none", b.text),
-        Variant("none" + AGAIN, "none", b.text),
-        hra(b),
-        hra(b, "hra_plain", output_scale="none"),
-        hra(b, "hra_half", c=b.width // 2),
-        hra_ffn(b),
-        residual(b),
-        lora(b, "lora8", 8),
-        lora(b, "lora8_merged", 8, merged=True),
-    ]
-    return [block("encoder", b, f"batch {n}", n, variants) for n in (1, 8)]
-
-
-def _mixed(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
-    n = sizes.mixed
-    variants = [
-        Variant("none", "none", b.text),
-        Variant("none" + AGAIN, "none", b.text),
-        hra(b, tasks=n),
-        hra(b, "hra_mixed", tasks=n, mixed=True),
-        lora(b, "lora8", 8, tasks=n),
-        lora(b, "lora8_mixed", 8, tasks=n, mixed=True),
-        lora(b, "lora_mixed", tasks=n, mixed=True),
-        residual(b, "residual_mixed", tasks=n, mixed=True),
-    ]
-    if first:
-        variants += [
-            hra_ffn(b, tasks=n),
-            hra_ffn(b, "hra_ffn_mixed", tasks=n, mixed=True),
-        ]
-    return [block("mixed", b, f"{n} tasks", n, variants)]
-
-
-def _training(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
-    variants = [
-        Variant("full", "full"),
-        hra(b),
-        hra(b, "hra" + AGAIN),
-        hra(b, "hra_dropout", backbone_dropout=True),
-        hra(b, "hra_head", regime="new_task"),
-        residual(b),
-        lora(b, "lora"),
-        lora(b, "lora8", 8),
-    ]
-    return [block("training", b, "training step", 4, variants, "step")]
-
-
-def _memory(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
-    n = sizes.mixed
-    step = [
-        Variant("full", "full"),
-        hra(b),
-        hra(b, "hra" + AGAIN),
-        hra(b, "hra_dropout", backbone_dropout=True),
-        residual(b),
-        lora(b, "lora"),
-    ]
-    decode = [
-        Variant("none", "none", b.text),
-        hra(b, "hra_mixed", tasks=n, mixed=True),
-        lora(b, "lora_mixed", tasks=n, mixed=True),
-    ]
-    return [
-        block("memory", b, "training step", 4, step, "step", "peak"),
-        block("memory", b, f"decoding, {n} tasks", n, decode, "decode", "peak"),
-    ]
-
-
-def _many(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
-    counts = sizes.many if first else (sizes.many[0], sizes.many[-1])
-    variants = [hra(b, f"hra_{n}", tasks=n) for n in counts]
-    variants.insert(1, dataclasses.replace(variants[0], name=f"hra_{counts[0]}{AGAIN}"))
-    return [
-        block("many", b, "decoding", 4, variants),
-        block("many", b, "training step", 4, variants, "step"),
-    ]
-
-
-def _heads(b: Backbone, sizes: Sizes, block: Callable, first: bool) -> list[Block]:
-    n = sizes.many[-1]
-    variants = [hra(b, "heads", tasks=n)]
-    return [block("heads", b, f"{n:,} tasks", 1, variants, "decode", "heads")]
-
-
-_BLOCKS = {
-    "encoder": _encoder,
-    "mixed": _mixed,
-    "training": _training,
-    "memory": _memory,
-    "many": _many,
-    "heads": _heads,
-}
-
-
-def _growth(first: Backbone, sizes: Sizes, block: Callable) -> Iterator[Block]:
-    for layers in sizes.depths:
-        b = random_backbone(f"{layers}x{first.width}")
-        variants = [
-            Variant("none", "none", b.text),
-            hra(b),
-            residual(b),
-            lora(b, "lora8", 8),
-        ]
-        yield block("growth", b, f"{layers} layers", 1, variants)
-    for n in sizes.batches:
-        variants = [
-            Variant("none", "none", first.text),
-            hra(first, tasks=n),
-            hra(first, "hra_mixed", tasks=n, mixed=True),
-            lora(first, "lora", tasks=n),
-            lora(first, "lora_mixed", tasks=n, mixed=True),
-        ]
-        yield block("growth", first, f"batch {n}", n, variants)
 
 
 # --------------------------------------------------------------------- measuring
@@ -340,18 +67,18 @@ class Bench:
 
     def __init__(self, out: Path, device: torch.device, threads: int):
         self.table, self.device, self.threads = out / TSV, device, threads
-        self.rows = speed_page.read(self.table)
-        commit = report._git(Path(__file__).parent, "rev-parse", "--short", "HEAD")
+        self.rows = read_table(self.table, Row)
+        commit = git(Path(__file__).parent, "rev-parse", "--short", "HEAD")
         status = ("status", "--porcelain", "--", str(Path(__file__).parent.parent))
-        changed = commit and report._git(Path(__file__).parent, *status)
-        self._shared = {
+        changed = commit and git(Path(__file__).parent, *status)
+        self._shared: dict[str, Any] = {
             "machine": timing.machine(device),
             "device": device.type,
             "threads": threads,
             "versions": timing.versions(),
             "commit": f"{commit}+" if changed else commit,
         }
-        self._stock: tuple[Backbone | None, torch.nn.Module | None] = None, None
+        self._stock: tuple[Backbone, torch.nn.Module] | None = None
 
     def has(self, block: Block) -> bool:
         """Whether all of its variants are in the table, with these settings."""
@@ -365,8 +92,8 @@ class Bench:
     def measure(self, block: Block) -> None:
         """Measure a block, and write its rows."""
         measure = {"time": self._times, "peak": self._peaks, "heads": self._heads}
-        self.rows = scoring.merge(self.rows, measure[block.kind](block))
-        scoring.write_table(self.table, self.rows, Row)
+        self.rows = merge(self.rows, measure[block.kind](block))
+        write_table(self.table, self.rows, Row)
 
     def _row(
         self,
@@ -395,13 +122,14 @@ class Bench:
         )
 
     def _times(self, block: Block) -> list[Row]:
-        if self._stock[0] != block.backbone:
+        if self._stock is None or self._stock[0] != block.backbone:
             self._stock = block.backbone, block.backbone.build().to(self.device)
+        stock = self._stock[1]
         subjects: dict[str, Subject] = {}
         for variant in block.variants:
             original = variant.name.removesuffix(AGAIN)
             subjects[variant.name] = subjects.get(original) or Subject(
-                variant, block.backbone, self._stock[1], block.batch, block.seconds
+                variant, block.backbone, stock, block.batch, block.seconds
             )
         runs = {name: getattr(s, block.work) for name, s in subjects.items()}
         times = timing.interleave(runs, block.rounds, self.device, block.warm_up)
@@ -421,7 +149,10 @@ class Bench:
                 for _ in range(block.rounds)
             ]
             peaks = [used for used, *_ in found]
-            rows.append(self._row(block, variant, peaks, *found[0][1:], unit="MiB"))
+            _, task_params, arithmetic = found[0]
+            rows.append(
+                self._row(block, variant, peaks, task_params, arithmetic, unit="MiB")
+            )
         return rows
 
     def _heads(self, block: Block) -> list[Row]:
@@ -495,7 +226,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="where to write (default: benchmarks; with --quick benchmarks/quick)",
+        help="where to write (default: speed; with --quick speed/quick)",
     )
     parser.add_argument(
         "--quick",
@@ -530,11 +261,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ngpu and not torch.cuda.is_available():
         raise SpeedError("--ngpu 1: torch sees no GPU; leave the option out for a CPU")
     cases = _cases(args.cases)
-    out = Path(args.out or ("benchmarks/quick" if args.quick else "benchmarks"))
+    out = Path(args.out or ("speed/quick" if args.quick else "speed"))
     if not args.page:
         torch.set_num_threads(args.threads)
         measure(args, cases, out)
-    files = speed_page.write(speed_page.read(out / TSV), out, "espnet-hra bench speed")
+    command = "espnet-hra bench speed" + (f" --out {args.out}" if args.out else "")
+    files = speed_page.write(read_table(out / TSV, Row), out, command)
     for file in files:
         print(file)
     return 0

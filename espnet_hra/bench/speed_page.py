@@ -1,4 +1,4 @@
-"""``SPEED.md`` and its pictures, made of ``speed.tsv`` alone.
+"""``SPEED.md``, made of ``speed.tsv`` alone.
 
 What stands in the table are runs: milliseconds or MiB, one value for each round of each
 variant. Ratios, intervals and verdicts are computed from them here.
@@ -6,133 +6,25 @@ variant. Ratios, intervals and verdicts are computed from them here.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from espnet_hra.bench.speed_picture import draw
+from espnet_hra.bench.speed_table import (
+    TSV,
+    Measurement,
+    Row,
+    SpeedError,
+    measurements,
+)
+from espnet_hra.bench.timing import Ratio
+from espnet_hra.files import atomic
+from espnet_hra.files.tables import markdown
+from espnet_hra.report.pictures import encoded
 
-from espnet_hra.bench.timing import Ratio, ratio
-from espnet_hra.errors import UserError
-from espnet_hra.report import page as report
-from espnet_hra.report import scoring
-
-TSV, MARKDOWN = "speed.tsv", "SPEED.md"
-
-#: Behind the name of a variant: the same one, timed twice in every round.
-AGAIN = "_again"
-
-
-class SpeedError(UserError, ValueError):
-    """Something cannot be measured or shown as asked for."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of ``speed.tsv``; the fields are its columns.
-
-    Attributes:
-        machine: Processor, cores and memory; the GPU, where it computed.
-        device: ``cpu`` or ``cuda``.
-        threads: Of the processor.
-        versions: Of Python, torch, ESPnet and PEFT.
-        commit: Of this repository; ``+`` behind it: with changes.
-        date: When it was measured.
-        case: What was measured, see :data:`espnet_hra.bench.speed.CASES`.
-        backbone: Name of the backbone.
-        part: Which part of the case.
-        batch: Utterances.
-        seconds: Of speech, in each utterance.
-        rounds: Wanted runs of each variant.
-        variant: The variant.
-        detail: Its size.
-        task_params: Parameters of one of its tasks.
-        arithmetic: Multiply-accumulates of the layers with it / without it.
-        unit: Of the values: ``ms`` or ``MiB``.
-        values: One of each round, with blanks between.
-    """
-
-    machine: str
-    device: str
-    threads: int
-    versions: str
-    commit: str
-    date: str
-    case: str
-    backbone: str
-    part: str
-    batch: int
-    seconds: float
-    rounds: int
-    variant: str
-    detail: str
-    task_params: int
-    arithmetic: str
-    unit: str
-    values: str
-
-    @property
-    def environment(self) -> tuple[str, str, int, str]:
-        """What results must share to stand in one table."""
-        return self.machine, self.device, self.threads, self.versions
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """What the row is a result of."""
-        return self.case, self.backbone, self.part
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What a later row must share to take this one's place."""
-        settings = (self.batch, self.seconds, self.rounds)
-        return (*self.environment, *self.place, *settings, self.variant)
-
-    @property
-    def numbers(self) -> list[float]:
-        """The values.
-
-        Raises:
-            SpeedError: They are no numbers.
-        """
-        try:
-            return [float(value) for value in self.values.split()]
-        except ValueError:
-            raise SpeedError(
-                f"{TSV}: {self.case}, {self.backbone}, {self.part}, {self.variant}: "
-                f"values: {self.values!r} are no numbers"
-            ) from None
-
-
-@dataclass
-class Measurement:
-    """All variants of one part of a case, measured together.
-
-    Attributes:
-        rows: Their rows, by variant.
-    """
-
-    rows: dict[str, Row] = field(default_factory=dict)
-
-    @property
-    def first(self) -> Row:
-        """The row of the first variant, for what they share."""
-        return next(iter(self.rows.values()))
-
-    def ratio(self, top: Sequence[str], bottom: Sequence[str]) -> Ratio | None:
-        """See :func:`espnet_hra.bench.timing.ratio`; None if a variant lacks."""
-        if not {*top, *bottom} <= self.rows.keys():
-            return None
-        values = {name: row.numbers for name, row in self.rows.items()}
-        return ratio(values, top, bottom) if all(values.values()) else None
-
-    @property
-    def noise(self) -> Ratio | None:
-        """The same variant against itself."""
-        for name in self.rows:
-            if name.endswith(AGAIN):
-                return self.ratio([name], [name.removesuffix(AGAIN)])
-        return None
+MARKDOWN = "SPEED.md"
 
 
 @dataclass(frozen=True)
@@ -263,31 +155,6 @@ what is below costs nothing that could be measured. float32 everywhere.
 """
 
 
-# ------------------------------------------------------------------------- reading
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a table, none if there is no such file.
-
-    Raises:
-        ScoringError: It has other columns, or a damaged line.
-    """
-    return scoring.read_table(path, Row)
-
-
-def measurements(rows: Sequence[Row]) -> list[Measurement]:
-    """Of each part of each case the one with most rounds; the latest of equals."""
-    found: dict[tuple[Any, ...], dict[tuple[Any, ...], Measurement]] = {}
-    for row in rows:
-        settings = (row.rounds, row.batch, row.seconds)
-        by_settings = found.setdefault((row.environment, row.place), {})
-        by_settings.setdefault(settings, Measurement()).rows[row.variant] = row
-    return [
-        max(by_settings.values(), key=lambda m: (m.first.rounds, m.first.date))
-        for by_settings in found.values()
-    ]
-
-
 # ---------------------------------------------------------------------- the page
 
 
@@ -307,6 +174,7 @@ def write(rows: Sequence[Row], folder: Path, command: str) -> list[Path]:
     """
     if not rows:
         raise SpeedError(f"there are no results to show: {folder / TSV} has no lines")
+    folder.mkdir(parents=True, exist_ok=True)
     parts = [
         "# What HRA costs: time and memory\n",
         f"Made of [{TSV}]({TSV}) by `{command}`, which writes all of it anew.\n",
@@ -326,21 +194,21 @@ def write(rows: Sequence[Row], folder: Path, command: str) -> list[Path]:
             f"commit {', '.join(commits) or 'unknown'}; "
             f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}.\n",
             "### Ratios\n",
-            report._markdown(ratio_cells(found)),
+            markdown(ratio_cells(found)),
         ]
         figure = draw(found, name)
         if figure is not None:
             stem = f"speed_{device}" + (f"_{number}" if number > 1 else "")
             for kind in ("png", "svg"):
                 files.append(folder / f"{stem}.{kind}")
-                scoring.write(files[-1], report._encoded(figure, kind))
+                atomic.write(files[-1], encoded(figure, kind))
             parts.append(f"![How time grows]({stem}.png)\n")
         parts += [
             "<details><summary>All medians</summary>\n",
-            report._markdown(median_cells(found)),
+            markdown(median_cells(found)),
             "</details>\n",
         ]
-    scoring.write(folder / MARKDOWN, "\n".join(parts))
+    atomic.write(folder / MARKDOWN, "\n".join(parts))
     return [folder / MARKDOWN, *files]
 
 
@@ -457,150 +325,3 @@ def _range(value: Ratio) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "-"
-
-
-# ------------------------------------------------------------------- the pictures
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line of a picture: (x, ratio) of measurements in which both variants are."""
-
-    label: str
-    top: str
-    bottom: str
-    style: str
-    line: str = "-"
-
-
-_DEPTH = (
-    Curve("HRA, c = d", "hra", "none", "hra"),
-    Curve("residual", "residual", "none", "residual"),
-    Curve("PEFT LoRA, r = 8", "lora8", "none", "lora"),
-)
-_BATCH = (
-    Curve("HRA, one task", "hra", "none", "hra"),
-    Curve("HRA, a task per utterance", "hra_mixed", "none", "hra", "--"),
-    Curve("PEFT LoRA, one task", "lora", "none", "lora"),
-    Curve("PEFT LoRA, a task per utterance", "lora_mixed", "none", "lora", "--"),
-)
-
-
-def draw(found: Sequence[Measurement], title: str) -> Any | None:
-    """Draw how time grows with tasks, layers and batch.
-
-    Args:
-        found: Of one machine.
-        title: What the machine is.
-
-    Returns:
-        A figure; None if no curve has two points.
-    """
-    growth = [m for m in found if m.first.case == "growth"]
-    depth = [m for m in growth if m.first.part.endswith("layers")]
-    batch = [m for m in growth if m.first.part.startswith("batch")]
-    layers: Callable[[Row], float] = lambda row: int(row.part.split()[0])
-    panels = [
-        ("registered tasks", "time / with 1 task", _registered(found)),
-        ("layers (batch 1)", "time / bare encoder", _points(depth, _DEPTH, layers)),
-        (
-            "utterances in a batch",
-            "time / bare encoder",
-            _points(batch, _BATCH, lambda row: row.batch),
-        ),
-    ]
-    panels = [(x, y, {c: p for c, p in lines.items() if len(p) > 1})
-              for x, y, lines in panels]  # fmt: skip
-    panels = [panel for panel in panels if panel[2]]
-    if not panels:
-        return None
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    figure = Figure(figsize=(3.9 * len(panels), 4.2), layout="constrained")
-    for axes, (x_label, y_label, lines) in zip(
-        np.atleast_1d(figure.subplots(1, len(panels))), panels
-    ):
-        axes.axhline(1.0, color="#666666", linewidth=1)
-        for curve, points in lines.items():
-            colour, marker = report.STYLES[curve.style]
-            x, values = zip(*points)
-            y = np.array([v.value for v in values])
-            low, high = (np.array([getattr(v, k) for v in values]) for k in _ENDS)
-            filled = colour if curve.line == "-" else "white"
-            axes.plot(
-                x,
-                y,
-                curve.line,
-                marker=marker,
-                color=colour,
-                markersize=5,
-                markerfacecolor=filled,
-                linewidth=1.4,
-                label=curve.label,
-            )
-            if np.isfinite([low, high]).all():
-                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xscale("log")
-        ticks = sorted({x for points in lines.values() for x, _ in points})
-        axes.set_xticks(ticks)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.grid(axis="both", which="major", color="#d0d0d0", linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            ncols=2 if len(lines) > 3 else len(lines),
-            frameon=False,
-            fontsize=7,
-        )
-    figure.suptitle(f"How time grows, {title}", fontsize=10)
-    return figure
-
-
-_ENDS = ("low", "high")
-
-Points = dict[Curve, list[tuple[float, Ratio]]]
-
-
-def _points(
-    found: Sequence[Measurement], curves: Sequence[Curve], x: Callable[[Row], float]
-) -> Points:
-    """The points of each curve, one for each measurement."""
-    points: Points = {}
-    for curve in curves:
-        for m in found:
-            value = m.ratio([curve.top], [curve.bottom])
-            if value is not None:
-                points.setdefault(curve, []).append((x(m.first), value))
-    return {c: sorted(p, key=lambda point: point[0]) for c, p in points.items()}
-
-
-def _registered(found: Sequence[Measurement]) -> Points:
-    """The curves over registered tasks, of the backbone with most points."""
-    best: dict[str, tuple[int, Mapping[str, Any]]] = {}
-    for m in found:
-        if m.first.case == "many":
-            counts = {
-                int(name.split("_")[1]): name
-                for name in m.rows
-                if not name.endswith(AGAIN)
-            }
-            if len(counts) > best.get(m.first.part, (0, {}))[0]:
-                best[m.first.part] = len(counts), {"m": m, "counts": counts}
-    points: Points = {}
-    for i, (part, (_, chosen)) in enumerate(best.items()):
-        curve = Curve(part, "", "", "hra", "--" if i else "-")
-        counts = chosen["counts"]
-        for n in sorted(counts):
-            value = chosen["m"].ratio([counts[n]], [counts[min(counts)]])
-            points.setdefault(curve, []).append((n, value))
-    return points
-
-
-assert {f.type for f in fields(Row)} <= {str, int, float}  # what a table can hold

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from espnet_hra.bench.backbones import Backbone
-from espnet_hra.encoder.adapted import freeze_statistics, wrap_encoder
+from espnet_hra.encoder.adapted import wrap_encoder
+from espnet_hra.encoder.freezing import freeze_statistics
+from espnet_hra.encoder.layers import find_layers
 from espnet_hra.encoder.stepping import used_only
 from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.params import layer_macs
@@ -140,7 +142,9 @@ class Subject:
         self.encoder, self._chosen, self.task_params, macs = build(
             variant, backbone, stock, self.names
         )
-        self.arithmetic = 1 + macs / layer_macs(stock)
+        self.arithmetic = 1 + macs / layer_macs(
+            find_layers(stock, "the backbone").each(stock)
+        )
         device = next(stock.parameters()).device
         torch.manual_seed(2)
         frames = max(40, round(100 * seconds))
@@ -219,7 +223,8 @@ def _full(variant, backbone, stock, names):
 
 
 def _ours(variant, backbone, stock, names):
-    encoder = wrap_encoder(type(stock))(
+    cls: Any = type(stock)
+    encoder = wrap_encoder(cls)(
         backbone.input_size,
         adapter=variant.method,
         adapter_conf=variant.conf,

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Decode with tasks: `espnet2.bin.asr_inference` for adapted models."""
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,9 @@ _OWN = (
 def get_parser() -> config_argparse.ArgumentParser:
     """ESPnet's options and those of tasks."""
     parser = get_espnet_parser()
+    for action in parser._actions:  # ESPnet has a bare "%" in one, which breaks --help
+        if action.help:
+            action.help = re.sub(r"(?<!%)%(?![(%])", "%%", action.help)
     group = parser.add_argument_group("Adaptation related")
     group.add_argument(
         "--task",

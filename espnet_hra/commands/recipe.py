@@ -14,10 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_hra.errors import UserError
-
-#: The folder of the recipe.
-NAME = "hra_asr"
+from espnet_hra.files.shipped import NAME, RecipeError, find_recipe
 
 #: What a copy consists of; all else in the folder is data and results.
 PARTS = (
@@ -42,27 +39,6 @@ if ! python3 -c 'import espnet_hra' >/dev/null 2>&1; then
     PATH={}:${{PATH}}
 fi
 """
-
-
-class RecipeError(UserError, RuntimeError):
-    """The recipe cannot be copied."""
-
-
-def find_recipe() -> Path:
-    """The folder of the recipe, in the package or in the checkout around it.
-
-    Raises:
-        RecipeError: It is in neither.
-    """
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "egs2" / NAME, package.parent / "egs2" / NAME):
-        if (folder / "hra.sh").is_file() and (folder / "local").is_dir():
-            return folder
-    raise RecipeError(
-        f"the recipe is not part of this installation ({package}): install a wheel "
-        "(pip install espnet-hra), or copy egs2/hra_asr from a checkout of the "
-        "repository with cp -rL"
-    )
 
 
 def copy_recipe(destination: Path, force: bool = False) -> Path:

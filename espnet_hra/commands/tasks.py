@@ -1,13 +1,15 @@
 """`espnet-hra tasks`: the tasks of a model on disk.
 
 A model's tasks are those in its checkpoint and those in the folder ``tasks`` beside it.
-All changes go to that folder (see :mod:`espnet_hra.tasks.store`); checkpoints stay as they
-are. What needs the weights (``add``, ``import``, ``verify``, and ``export`` of a task
-in the checkpoint) builds the model, which takes some seconds; ``list`` and ``remove``
-do not.
+All changes go to that folder (see :mod:`espnet_hra.tasks.store`); checkpoints stay as
+they are. What needs the weights (``add``, ``import``, ``verify``, and ``export`` of a
+task in the checkpoint) builds the model, which takes some seconds; ``list`` and
+``remove`` do not.
 """
 
 import argparse
+import contextlib
+import datetime
 import json
 import sys
 import tempfile
@@ -15,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_hra.commands.info import add_info, info_of
 from espnet_hra.data.checks import add_skip_bad
-from espnet_hra.errors import BaseModelError, DataError, TaskError
+from espnet_hra.errors import BaseModelError, TaskError
 from espnet_hra.files import atomic
+from espnet_hra.files.config import read_yaml
 from espnet_hra.names import check_task_name, listing
 from espnet_hra.tasks import file as taskfile
 
@@ -94,23 +98,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_info(parser: argparse.ArgumentParser, data: str) -> None:
-    """Options with what is said about a task."""
-    parser.add_argument("--license", help="licence, e.g. cc-by-4.0")
-    parser.add_argument("--language", help="language codes, e.g. fr or 'fr it'")
-    parser.add_argument("--data", dest="about", metavar="TEXT", help=data)
-
-
-def info_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options say about a task."""
-    languages = (args.language or "").replace(",", " ").split()
-    return {
-        "license": args.license,
-        "languages": languages or None,
-        "data": args.about,
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -141,7 +128,7 @@ def _list(args: argparse.Namespace) -> None:
         if name not in stored
     ]
     for name in stored:
-        row = {"task": name, "where": "file"}
+        row: dict[str, Any] = {"task": name, "where": "file"}
         path = found.store.folder / f"{name}{taskfile.SUFFIX}"
         if not path.exists():
             row["where"] = "hub"
@@ -299,8 +286,6 @@ def content_of(
     Raises:
         TaskError: There is no such task.
     """
-    import datetime
-
     from espnet_hra.espnet.building import build
     from espnet_hra.espnet.models import checkpoint_tasks
 
@@ -344,161 +329,42 @@ def _import(args: argparse.Namespace) -> None:
         print(f"{name}: {path}")
 
 
-# --------------------------------------------------------------------------- training
-
-#: Options of a training that a new task takes over from the model's own.
-_TRAINING = (
-    "accum_grad",
-    "autocast",
-    "batch_bins",
-    "batch_size",
-    "batch_type",
-    "best_model_criterion",
-    "early_stopping_criterion",
-    "exclude_weight_decay",
-    "exclude_weight_decay_conf",
-    "fold_length",
-    "grad_clip",
-    "grad_clip_type",
-    "keep_nbest_models",
-    "max_batch_size",
-    "max_epoch",
-    "min_batch_size",
-    "num_iters_per_epoch",
-    "num_workers",
-    "optim",
-    "optim_conf",
-    "patience",
-    "scheduler",
-    "scheduler_conf",
-    "seed",
-    "sort_batch",
-    "sort_in_batch",
-    "specaug",
-    "specaug_conf",
-    "train_dtype",
-    "use_amp",
-    "val_scheduler_criterion",
-    "valid_batch_bins",
-    "valid_batch_size",
-    "valid_batch_type",
-)
-
-
 def _add(args: argparse.Namespace) -> None:
     name = check_task_name(args.name)
     found = _writable(args)
     _check_free(found, name, args.replace)
-    if args.workdir is not None:
-        work = Path(args.workdir)
-        if work.exists() and any(work.iterdir()):
-            raise TaskError(f"--workdir {work}: this folder is not empty")
-        content = _train(args, found, work)
-    else:
-        with tempfile.TemporaryDirectory(prefix=f"espnet_hra.{name}.") as folder:
-            content = _train(args, found, Path(folder))
+    with contextlib.ExitStack() as stack:
+        if args.workdir is None:
+            temporary = tempfile.TemporaryDirectory(prefix=f"espnet_hra.{name}.")
+            work = Path(stack.enter_context(temporary))
+        else:
+            work = Path(args.workdir)
+            if work.exists() and any(work.iterdir()):
+                raise TaskError(f"--workdir {work}: this folder is not empty")
+        from espnet_hra.adapt.single import train_task
+
+        content = train_task(
+            name,
+            Path(args.data),
+            found,
+            work,
+            options=_options(args),
+            info=info_of(args),
+            base=args.pretrained_model,
+            ngpu=args.ngpu,
+            skip_bad=args.skip_bad,
+        )
     path = found.store.put(content, name, args.replace)
     print(f"{name}: {path}, {len(content):,} bytes")
 
 
-def _train(args: argparse.Namespace, found: Any, work: Path) -> bytes:
-    """Train a task and return its file's content; nothing of the model changes."""
-    import yaml
-
-    from espnet_hra.adapt import new_task
-    from espnet_hra.espnet.inference import Speech2Text
-    from espnet_hra.espnet.model import ADAPTER_PREFIX
-    from espnet_hra.espnet.models import read_config
-    from espnet_hra.espnet.task import HRATask
-    from espnet_hra.files.checkpoint import read_state
-
-    saved = read_config(found.config_file)
-    lists, minutes = new_task.prepare(
-        Path(args.data), _requirements(saved), work, args.skip_bad
-    )
-    state = read_state(found.model_file)
-    whole = any(not key.startswith(ADAPTER_PREFIX) for key in state)
-    conf = dict(saved["encoder_conf"])
-    conf["tasks"] = [args.name]
-    conf["adapter_conf"] = {**(conf.get("adapter_conf") or {}), "regime": "new_task"}
-    conf.pop("backbone_fingerprint", None)
-    config = {key: saved[key] for key in _TRAINING if key in saved}
-    config.update(_options(args))
-    config.update(
-        encoder=saved["encoder"],
-        encoder_conf=conf,
-        base_fingerprint=None,
-        use_tensorboard=False,
-        use_matplotlib=False,
-        check_data=False,  # it was checked with the shapes
-    )
-    (work / "train.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    base = args.pretrained_model or (
-        str(found.model_file) if whole else saved.get("pretrained_model")
-    )
-    command = ["--config", str(work / "train.yaml"), "--ngpu", str(args.ngpu)]
-    command += ["--output_dir", str(work / "exp")]
-    command += ["--pretrained_model", str(base)]
-    fingerprints = saved.get("base_fingerprint")
-    if fingerprints:
-        command += ["--base_fingerprint", json.dumps(fingerprints)]
-    if any(key.startswith(ADAPTER_PREFIX) for key in state):
-        command += ["--init_adapter", str(found.model_file)]
-    for key, values in new_task.data_options(lists).items():
-        for value in values:
-            command += [
-                f"--{key}",
-                value if isinstance(value, str) else ",".join(value),
-            ]
-    HRATask.main(cmd=command)
-
-    speech2text = Speech2Text(
-        found.config_file,
-        found.model_file,
-        ctc_greedy=True,
-        ctc_weight=1.0,
-        pretrained_model=args.pretrained_model,
-        store=found.store,
-    )
-    encoder = speech2text.asr_model.encoder
-    encoder.attach_store(None)  # the new task shall learn
-    if args.name in encoder.tasks:
-        encoder.remove_task(args.name)  # to be replaced
-    encoder.add_task(args.name)
-    new_task.take(encoder, args.name, work / "exp")
-    info = {k: v for k, v in info_of(args).items() if v is not None}
-    info.setdefault("data", new_task.describe(Path(args.data), lists, minutes))
-    scores = new_task.score(speech2text, args.name, lists["valid"])
-    print(f"dev: {scores['utterances']} utterances, CER {scores['cer']} %")
-    return taskfile.pack(
-        args.name,
-        encoder.adapter.heads.tensors(args.name),
-        encoder.identity(),
-        {"scores": [scores], **info},
-    )
-
-
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Training options of the command line."""
-    from espnet_hra.files.config import read_yaml
-
     config = read_yaml(Path(args.config)) if args.config else {}
     for key in ("max_epoch", "seed"):
         if getattr(args, key) is not None:
             config[key] = getattr(args, key)
     return config
-
-
-def _requirements(saved: dict[str, Any]) -> Any:
-    """What a model needs of its data."""
-    from espnet_hra.data.requirements import requirements_from_config
-
-    try:
-        requirements = requirements_from_config(saved)
-    except (ValueError, OSError) as e:
-        raise DataError(f"the model's configuration cannot be used: {e}") from e
-    requirements.tasks = None  # they are the old ones
-    return requirements
 
 
 _COMMANDS = {

@@ -259,7 +259,7 @@ def _measure_file(path: str) -> tuple[_Levels, int, int]:
 
 def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
     """Read a recording from a Kaldi archive; see :func:`_measure`."""
-    # What ESPnet itself reads archives with. (kaldiio would run what is pickled in one.)
+    # ESPnet reads archives with it as well. (kaldiio runs what is pickled in one.)
     from omniio import kaldi
 
     try:

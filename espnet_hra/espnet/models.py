@@ -54,6 +54,19 @@ class Found:
     store: TaskStore
     extra: tuple[Path, ...] = ()
 
+    def read_config(self) -> dict[str, Any]:
+        """Its configuration; within a pack, files have whole paths.
+
+        Raises:
+            BaseModelError: It has none, or it is not readable.
+        """
+        if self.config_file is None:
+            raise BaseModelError(
+                f"{self.source}: there is no config.yaml beside {self.model_file}; "
+                "give the experiment folder"
+            )
+        return read_config(self.config_file)
+
 
 # ---------------------------------------------------------------------------- finding
 

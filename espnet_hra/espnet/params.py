@@ -1,6 +1,7 @@
 """How many parameters learn, are shared, and belong to each task."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,11 +39,11 @@ def count(model: torch.nn.Module) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "formula": adapter.formula(),
         "adapter_macs": adapter.macs(),
-        "layer_macs": layer_macs(encoder),
+        "layer_macs": layer_macs(encoder.layer_list.each(encoder)),
     }
 
 
-def layer_macs(encoder: AdaptedEncoder) -> int:
+def layer_macs(layers: Iterable[torch.nn.Module]) -> int:
     """Multiply-accumulates of the layers' weights per encoder frame.
 
     One for each weight of a linear layer or convolution over time; the products of
@@ -51,7 +52,7 @@ def layer_macs(encoder: AdaptedEncoder) -> int:
     kinds = (torch.nn.Linear, torch.nn.Conv1d)
     return sum(
         module.weight.numel()
-        for layer in encoder.layer_list.each(encoder)
+        for layer in layers
         for module in layer.modules()
         if isinstance(module, kinds)
     )

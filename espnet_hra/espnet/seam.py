@@ -2,8 +2,8 @@
 
 Some programs of ESPnet do inline what others must be able to do otherwise: they call
 functions and classes by the names of their own module (``ASRTask``,
-``average_nbest_models``, ``torch.save``). Within a block of :func:`standing_in` such a
-name stands for something of ours.
+``average_nbest_models``, ``torch.save``), or of their class (``cls.build_model``).
+Within a block of :func:`standing_in` such a name stands for something of ours.
 
 It is the last resort. Registries, methods of subclasses, hooks of torch, and options
 come first, and only this package's training and decoding programs come here. The names
@@ -14,28 +14,30 @@ want the same one wait.
 import contextlib
 import threading
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
-_held: dict[tuple[str, str], "threading.RLock"] = {}
+_held: dict[tuple[Any, str], "threading.RLock"] = {}
 
 
 @contextlib.contextmanager
-def standing_in(module: ModuleType, **others: Any) -> Iterator[None]:
-    """A block in which names of a module stand for other things.
+def standing_in(holder: Any, **others: Any) -> Iterator[None]:
+    """A block in which names of a module or class stand for other things.
 
     Args:
-        module: Module of ESPnet or torch.
+        holder: Module of ESPnet or torch, or an ESPnet task.
         **others: What stands for what, by name.
 
     Raises:
-        AttributeError: The module has no such name (it is another version).
+        AttributeError: It has no such name (it is another version).
     """
     with contextlib.ExitStack() as stack:
         for name, other in sorted(others.items()):  # one order: no two wait in a ring
-            lock = _held.setdefault((module.__name__, name), threading.RLock())
+            lock = _held.setdefault((holder, name), threading.RLock())
             stack.enter_context(lock)
-            own = getattr(module, name)
-            stack.callback(setattr, module, name, own)
-            setattr(module, name, other)
+            getattr(holder, name)
+            if name in vars(holder):  # as it is written there, e.g. a classmethod
+                stack.callback(setattr, holder, name, vars(holder)[name])
+            else:
+                stack.callback(delattr, holder, name)
+            setattr(holder, name, other)
         yield

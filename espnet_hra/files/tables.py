@@ -65,7 +65,7 @@ def write_table[Line](path: PathLike, lines: Sequence[Line], kind: type[Line]) -
     """Write a table in one step; its folder is made if it is not there."""
     cells = ([_cell(v) for v in astuple(line)] for line in lines)  # type: ignore
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_rows(path, [[field.name for field in fields(kind)], *cells])
+    write_rows(path, [header(kind).split("\t"), *cells])
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,215 @@
+"""Plans of a comparison: their keys, configurations, and what was judged on dev."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet_hra.errors import ConfigError, UserError
+from espnet_hra.files.config import read_yaml
+from espnet_hra.files.variants import read_config
+
+PARTS = ("rates", "choices", "runs", "alone", "forgetting")
+
+#: The table of what was judged on dev.
+DEV = "dev.tsv"
+
+_KEYS = {
+    *("corpus", "reference", "few_tasks", "rates", "choices"),
+    *("runs", "alone", "forgetting"),
+}
+
+
+class BenchError(UserError, RuntimeError):
+    """A comparison that cannot be made as asked for."""
+
+
+@dataclass(frozen=True)
+class DevRow:
+    """A line of ``dev.tsv``: one training judged on the dev set.
+
+    Attributes:
+        part: ``rates`` or ``choices``.
+        method: Name of the configuration.
+        setting: The learning rate, or the name of the change.
+        seed: Of the training.
+        tasks: How many tasks there were.
+        updates: How many updates.
+        cer: The best CER that training found on dev, in percent.
+    """
+
+    part: str
+    method: str
+    setting: str
+    seed: int
+    tasks: int
+    updates: int
+    cer: float
+
+    @property
+    def key(self) -> tuple:
+        """What a line stands for."""
+        return self.part, self.method, self.setting, self.seed
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        part: One of :data:`PARTS`.
+        name: Of the method.
+        text: What it is, for people.
+        is_done: Whether its rows are there.
+        run: Does it, and appends its rows.
+    """
+
+    part: str
+    name: str
+    text: str
+    is_done: Callable[[], bool]
+    run: Callable[[], None]
+
+
+def label_of(config: str) -> str:
+    """The name that the recipe gives to a configuration's results."""
+    return Path(config).stem.removeprefix("train_")
+
+
+def with_rate(config: Mapping[str, Any], rate: float) -> list[str]:
+    """Options that give a configuration another peak rate, its schedule scaled along.
+
+    A schedule that lists rates is scaled; others follow the optimizer's rate.
+
+    Args:
+        config: Its keys; without a rate, one is given to it.
+        rate: The peak rate.
+    """
+    words = ["--optim_conf", f"lr={number(rate)}"]
+    listed = config.get("scheduler_conf", {}).get("warmup_lr_list")
+    if listed:
+        scale = rate / config["optim_conf"]["lr"]
+        rates = ",".join(number(round(r * scale, 10)) for r in listed)
+        words += ["--scheduler_conf", f"warmup_lr_list=[{rates}]"]
+    return words
+
+
+def smaller_batch(config: Mapping[str, Any], share: float) -> list[str]:
+    """Options for a batch of this share of a configuration's."""
+    words: list[str] = []
+    for key in ("batch_bins", "batch_size"):
+        if key in config:
+            words += [f"--{key}", str(max(1, round(config[key] * share)))]
+    return words
+
+
+def number(value: float) -> str:
+    """A number as YAML reads it: never 1e-05, which is a word to it."""
+    text = f"{value:.10f}".rstrip("0")
+    return f"{text}0" if text.endswith(".") else text
+
+
+def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
+    """The best CER on dev of a training, in percent, and its number of updates.
+
+    Raises:
+        BenchError: The training has not looked at its dev set.
+    """
+    from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+    try:
+        stats = safe_torch_load(checkpoint, map_location="cpu")["reporter"]["stats"]
+        cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
+        updates = max(epoch["train"]["total_count"] for epoch in stats.values())
+    except (OSError, KeyError) as error:
+        raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
+    return 100.0 * min(cers), updates
+
+
+def find_recipe(given: Path | None) -> Path:
+    """The recipe's folder.
+
+    Raises:
+        BenchError: There is none.
+    """
+    for folder in [given] if given else [Path("."), Path("egs2/hra_asr")]:
+        if (folder / "hra.sh").is_file() and (folder / "run.sh").is_file():
+            return folder.resolve()
+    raise BenchError(
+        f"{given or Path.cwd()}: there is no run.sh of the recipe; name its folder "
+        "with --recipe, or make one with `espnet-hra recipe DEST`"
+    )
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A plan's keys.
+
+    Raises:
+        BenchError: It cannot be read.
+    """
+    return read_yaml(path, BenchError)
+
+
+def check_keys(plan: Mapping[str, Any]) -> None:
+    """Refuse keys that a plan does not have.
+
+    Raises:
+        BenchError: There are some.
+    """
+    unknown = sorted(set(plan) - _KEYS)
+    if unknown:
+        raise BenchError(
+            f"the plan has unknown keys: {', '.join(unknown)}; possible are: "
+            f"{', '.join(sorted(_KEYS))}"
+        )
+
+
+def read_configs(recipe: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configurations that a plan names, by these names.
+
+    Each is the name of a file or variant in the recipe's ``conf``, or the path of a
+    file in the recipe.
+
+    Raises:
+        BenchError: One cannot be read, or the recipe would call its results otherwise.
+    """
+    named = [*plan.get("rates", {}), *plan.get("runs", {}), *plan.get("alone", {})]
+    named += [plan["choices"]["config"]] if "choices" in plan else []
+    named += plan.get("forgetting", {}).values()
+    configs: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(named):
+        if not isinstance(name, str):
+            raise BenchError(
+                f"the plan names {name}: expected the name of a configuration"
+            )
+        path = recipe / name
+        try:
+            if not path.is_file():
+                path = recipe / "conf" / f"train_{name}.yaml"
+                configs[name] = read_config(recipe / "conf", name)
+            else:
+                configs[name] = read_yaml(path)
+        except ConfigError as error:
+            raise BenchError(f"the plan names {error}") from error
+        encoder_conf = configs[name].get("encoder_conf") or {}
+        label, method = label_of(name), str(encoder_conf.get("adapter", "hra"))
+        of_method = label == method or label.startswith(f"{method}_")
+        if not of_method or label != label_of(str(path.resolve())):
+            raise BenchError(
+                f"the plan names {name}: the recipe would call its results otherwise: "
+                f"give a file (no link) train_{method}.yaml or "
+                f"train_{method}_....yaml, or a variant of such a name"
+            )
+    return configs
+
+
+def best_model(folder: Path) -> Path:
+    """The checkpoint that the recipe decodes with.
+
+    Raises:
+        BenchError: There is none.
+    """
+    for name in ("valid.cer_ctc.ave", "valid.cer_ctc.best", "valid.loss.ave"):
+        if (folder / f"{name}.pth").exists():
+            return folder / f"{name}.pth"
+    raise BenchError(f"there is no trained model in {folder}: run the part runs first")

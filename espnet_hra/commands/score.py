@@ -1,0 +1,185 @@
+"""`espnet-hra score`: error rates of a system per task and split."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from espnet_hra.data.lists import read_entries
+from espnet_hra.errors import UserError
+from espnet_hra.report import page
+from espnet_hra.report.results import (
+    FROZEN,
+    Results,
+    Row,
+    Utterance,
+    merge,
+    read_params,
+)
+from espnet_hra.report.scoring import Errors, ScoringError, errors_by_task
+
+_EXAMPLE = """example:
+  espnet-hra score --method hra --seed 1 --params exp/hra/params.json \\
+      --ref dev=dump/dev/text --ref test=dump/test/text \\
+      --hyp dev=exp/hra/decode/dev/text --hyp test=exp/hra/decode/test/text \\
+      --utt2task dump/dev/utt2task --utt2task dump/test/utt2task --out_dir exp
+
+writes results.tsv and, with the errors of each utterance, utterances.tsv for programs,
+and RESULTS.md with its pictures for people; rows of other methods, tasks, splits and
+seeds stay as they are.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    from espnet2.utils.types import str2bool
+
+    parser = argparse.ArgumentParser(
+        prog="espnet-hra score",
+        description=(
+            "Score a system per task and split: results.tsv and utterances.tsv for "
+            "programs, RESULTS.md and pictures for people. CER counts spaces; nothing "
+            "is normalised but white space and Unicode (NFC)."
+        ),
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--method", required=True, help="the adapter; none for the frozen backbone"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument(
+        "--ref",
+        action="append",
+        required=True,
+        metavar="SPLIT=FILE",
+        help="references of a split, a text file as Kaldi has it (repeatable)",
+    )
+    parser.add_argument(
+        "--hyp",
+        action="append",
+        required=True,
+        metavar="SPLIT=FILE",
+        help="hypotheses of a split, for each of the references",
+    )
+    parser.add_argument(
+        "--utt2task", action="append", default=[], help="tasks (repeatable)"
+    )
+    parser.add_argument("--task", help="the task of all utterances without utt2task")
+    parser.add_argument(
+        "--params", help="params.json, which training writes, for the two next counts"
+    )
+    parser.add_argument("--shared_params", type=int, help="shared parameters")
+    parser.add_argument("--task_params", type=int, help="parameters of each task")
+    parser.add_argument("--out_dir", required=True, help="where all of them are")
+    parser.add_argument(
+        "--report",
+        type=str2bool,
+        default=True,
+        help="whether to write RESULTS.md and pictures too (default: true)",
+    )
+    parser.add_argument("--title", help="title of RESULTS.md (default: the folder)")
+    parser.add_argument("--note", help="what a reader of RESULTS.md must know")
+    parser.add_argument("--command", help="the command to name in RESULTS.md")
+    parser.add_argument("--times", help="stages, titles and seconds, with tabs between")
+    return parser
+
+
+def score(args: argparse.Namespace) -> Results:
+    """The lines of one system.
+
+    Args:
+        args: The options of :func:`get_parser`.
+
+    Raises:
+        ScoringError: If something cannot be scored.
+    """
+    shared = 0
+    per_task: dict[str, int] = {}
+    if args.params is not None:
+        shared, per_task = read_params(args.params)
+    elif args.method != FROZEN and None in (args.shared_params, args.task_params):
+        raise ScoringError("give --params, or --shared_params and --task_params")
+    if args.shared_params is not None:
+        shared = args.shared_params
+    references, hypotheses = _by_split(args.ref, "--ref"), _by_split(args.hyp, "--hyp")
+    for split in references.keys() ^ hypotheses.keys():
+        raise ScoringError(f"{split}: there must be both --ref and --hyp")
+    utt2task: dict[str, str] = {}
+    for path in args.utt2task:
+        utt2task.update(read_entries(path))
+    rows: list[Row] = []
+    utterances: list[Utterance] = []
+    for split, path in references.items():
+        texts = read_entries(path)
+        if args.task is not None:
+            utt2task = {**dict.fromkeys(texts, args.task), **utt2task}
+        try:
+            by_task = errors_by_task(texts, read_entries(hypotheses[split]), utt2task)
+        except ScoringError as error:
+            raise ScoringError(f"{args.method}, {split}: {error}") from error
+        for task, by_utterance in by_task.items():
+            if args.task_params is not None or args.params is None:
+                task_params = args.task_params or 0
+            elif task in per_task:
+                task_params = per_task[task]
+            else:
+                raise ScoringError(f"{args.params} has no parameters of task {task}")
+            key = args.method, task, split, args.seed
+            total = sum(by_utterance.values(), Errors())
+            sizes = shared, task_params, total.utterances, total.words
+            rows.append(Row(*key, *sizes, total.cer, total.wer))
+            utterances += [
+                Utterance(
+                    *key,
+                    utterance,
+                    errors.characters,
+                    errors.character_errors,
+                    errors.words,
+                    errors.word_errors,
+                )
+                for utterance, errors in by_utterance.items()
+            ]
+    return Results(rows, utterances)
+
+
+def _by_split(options: Sequence[str], name: str) -> dict[str, str]:
+    """Read ``SPLIT=FILE`` options."""
+    paths: dict[str, str] = {}
+    for option in options:
+        split, equals, path = option.partition("=")
+        if not (split and equals and path):
+            raise ScoringError(f"{name} {option}: write SPLIT=FILE")
+        if split in paths:
+            raise ScoringError(f"{name} {option}: {split} was given before")
+        paths[split] = path
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score a system and write the tables and the page.
+
+    Args:
+        argv: The arguments, by default those of the process.
+
+    Returns:
+        The exit status.
+    """
+    args = get_parser().parse_args(argv)
+    folder = Path(args.out_dir)
+    try:
+        new, old = score(args), Results.read(folder)
+        results = Results(
+            merge(old.rows, new.rows), merge(old.utterances, new.utterances)
+        )
+        results.write(folder)
+        if args.report:
+            title = args.title or folder.resolve().name
+            opening = page.head(title, args.command, args.note)
+            page.write(results, folder, opening, page.times(args.times))
+    except (UserError, OSError) as error:
+        print(f"espnet-hra score: {error}", file=sys.stderr)
+        return 1
+    shown = [row for row in results.rows if row.method in (FROZEN, args.method)]
+    print(page.rate_tables(shown))
+    return 0

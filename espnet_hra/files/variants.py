@@ -1,0 +1,61 @@
+"""Configurations that differ from another in a few keys: ``conf/variants.yaml``.
+
+Each has the name of the configuration that it begins with (``of``), and the keys that
+it has otherwise; null takes a key away. Nested keys are changed one by one.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from espnet_hra.errors import ConfigError
+from espnet_hra.files.config import read_yaml
+
+#: The file, beside the configurations ``train_<name>.yaml``.
+VARIANTS = "variants.yaml"
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """The training configuration of a name.
+
+    Args:
+        folder: The recipe's ``conf``.
+        name: Of a file ``train_<name>.yaml`` in it, or of a variant.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    path = folder / f"train_{name}.yaml"
+    if path.is_file():
+        return read_yaml(path)
+    variants = {}
+    if (folder / VARIANTS).is_file():
+        variants = read_yaml(folder / VARIANTS)
+    if name not in variants:
+        files = [p.stem.removeprefix("train_") for p in folder.glob("train_*.yaml")]
+        raise ConfigError(
+            f"{name}: there is neither {path} nor a variant of this name in "
+            f"{folder / VARIANTS}; there are: {', '.join(sorted({*files, *variants}))}"
+        )
+    changes = dict(variants[name] or {})
+    base = changes.pop("of", None)
+    if not isinstance(base, str) or base == name:
+        raise ConfigError(
+            f"{folder / VARIANTS}: {name}: of: {base!r} must name the configuration "
+            "that it is a variant of, e.g. hra"
+        )
+    return changed(read_config(folder, base), changes)
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with other values, key by key; None takes a key away."""
+    result = copy.deepcopy(dict(config))
+    for key, value in changes.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = changed(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result

@@ -1,0 +1,166 @@
+"""The two tables of results: ``results.tsv`` and ``utterances.tsv``."""
+
+import json
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from espnet_hra.errors import DataError
+from espnet_hra.files.tables import read_table, write_table
+
+PathLike = str | os.PathLike[str]
+
+#: The method of the frozen backbone's rows.
+FROZEN = "none"
+
+#: The names of the two tables.
+TSV, UTTERANCES = "results.tsv", "utterances.tsv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``results.tsv``; the fields are its columns.
+
+    Attributes:
+        method: The adapter, ``none`` for the frozen backbone.
+        task: The task.
+        split: The data set.
+        seed: The seed of the training; 0 where nothing was trained.
+        shared_params: Trained parameters that all tasks share.
+        task_params: Trained parameters of this task.
+        utterances: The number of utterances.
+        words: The words of the references.
+        cer: Character error rate in percent.
+        wer: Word error rate in percent.
+    """
+
+    method: str
+    task: str
+    split: str
+    seed: int
+    shared_params: int
+    task_params: int
+    utterances: int
+    words: int
+    cer: float
+    wer: float
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What a later row must share to take this one's place."""
+        return self.method, self.task, self.split, self.seed
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of ``utterances.tsv``; the fields are its columns.
+
+    Attributes:
+        method: As in :class:`Row`, like the three that follow.
+        task: The task.
+        split: The data set.
+        seed: The seed of the training.
+        utterance: The utterance's id.
+        characters: The characters of the reference, spaces included.
+        errors: The errors among them.
+        words: The words of the reference.
+        word_errors: The errors among them.
+    """
+
+    method: str
+    task: str
+    split: str
+    seed: int
+    utterance: str
+    characters: int
+    errors: int
+    words: int
+    word_errors: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What later lines must share to take the place of all lines with it."""
+        return self.method, self.task, self.split, self.seed
+
+
+@dataclass(frozen=True)
+class Results:
+    """All lines of both tables."""
+
+    rows: Sequence[Row]
+    utterances: Sequence[Utterance]
+
+    @property
+    def split(self) -> str:
+        """The split that is shown by default."""
+        splits = [row.split for row in self.rows]
+        return "test" if "test" in splits else splits[-1]
+
+    @classmethod
+    def read(cls, folder: PathLike) -> "Results":
+        """The tables of a folder; without lines where there is no such file.
+
+        Raises:
+            TableError: One has other columns, or a damaged line.
+        """
+        folder = Path(folder)
+        return cls(
+            read_table(folder / TSV, Row), read_table(folder / UTTERANCES, Utterance)
+        )
+
+    def write(self, folder: PathLike) -> None:
+        """Write both tables."""
+        folder = Path(folder)
+        write_table(folder / UTTERANCES, self.utterances, Utterance)
+        write_table(folder / TSV, self.rows, Row)
+
+
+class Keyed(Protocol):
+    """A line of a table, with what it stands for."""
+
+    @property
+    def key(self) -> Hashable:
+        """What a later line must share to take this one's place."""
+
+
+def merge[Line: Keyed](old: Sequence[Line], new: Sequence[Line]) -> list[Line]:
+    """Put new lines in the place of old ones with the same key, or behind them."""
+    replaced: dict[Hashable, list[Line]] = {}
+    for line in new:
+        replaced.setdefault(line.key, []).append(line)
+    keys = set(replaced)
+    merged: list[Line] = []
+    for line in old:
+        merged += replaced.pop(line.key, []) if line.key in keys else [line]
+    return merged + [line for lines in replaced.values() for line in lines]
+
+
+def read_params(path: PathLike) -> tuple[int, dict[str, int]]:
+    """Read the parameter counts that training writes as ``params.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The shared parameters, and those of each task.
+
+    Raises:
+        DataError: If it is not such a file.
+    """
+    try:
+        counts = json.loads(Path(path).read_text(encoding="utf-8"))
+        per_task = {str(k): int(v) for k, v in counts["per_task"].items()}
+        return int(counts["shared"]), per_task
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} has no counts of parameters (shared, per_task): {error!r}"
+        ) from error
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Distinct names in order of appearance, the frozen backbone first."""
+    return sorted(dict.fromkeys(names), key=lambda name: name != FROZEN)

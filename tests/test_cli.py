@@ -1,0 +1,48 @@
+"""The command `espnet-hra`: its table, its help, its errors in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from espnet_hra import cli
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(words))
+    return ended.value.code
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help_that_begins_with_its_name(command, capsys):
+    assert call(command, "--help") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: ") and len(said) > 200
+    if command not in ("train", "decode"):  # these have ESPnet's own parser
+        assert said.startswith(f"usage: espnet-hra {command}")
+
+
+def test_help_lists_all_commands_and_needs_neither_torch_nor_espnet():
+    code = (
+        "import sys\nfrom espnet_hra import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "slow = {'torch', 'espnet2.tasks.asr', 'numpy', 'matplotlib', 'distributed'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    for name, (_, text) in cli.COMMANDS.items():
+        assert f"  {name:<12}{text}" in done.stdout
+
+
+def test_a_command_that_is_not_there_is_refused_with_those_that_are(capsys):
+    assert call("serv") == 2
+    assert "'serv'" in (said := capsys.readouterr().err) and "validate" in said
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    said = call("params", str(tmp_path / "no.yaml"))
+    assert said.startswith(f"espnet-hra params: {tmp_path / 'no.yaml'}: cannot be read")
+    assert "\n" not in said
