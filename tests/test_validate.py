@@ -28,7 +28,7 @@ from espnet_hra.data.requirements import (
     requirements_from_config,
     subsampled_frames,
 )
-from espnet_hra.errors import DataError
+from espnet_hra.errors import DataError, UserError
 
 RATE = 16000
 TOKENS = ["<blank>", "<unk>", "<space>", *string.ascii_uppercase, "<sos/eos>"]
@@ -867,12 +867,14 @@ def test_sentence_pieces(data: Data) -> None:
         ({"frontend_conf": {"fs": 0}}, "fs: 0"),
         ({"token_list": "nowhere/tokens.txt"}, "token_list: .*nowhere"),
         ({"encoder_conf": {"tasks": "nowhere/tasks"}}, "tasks: .*nowhere"),
+        ({"encoder_conf": {"tasks": ["a/b"]}}, "'a/b' is not a task name"),
+        ({"model_conf": ["ctc_weight"]}, "model_conf: .* is not keys and values"),
         ({"token_type": "bpe"}, "bpemodel"),
         ({"token_type": "bpe", "bpemodel": "nowhere.model"}, "nowhere.model"),
     ],
 )
 def test_bad_configurations(changes: dict, message: str) -> None:
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises(UserError, match=message):
         config_requirements(**changes)
 
 

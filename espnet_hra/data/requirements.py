@@ -6,7 +6,11 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from espnet_hra.errors import ConfigError
+from espnet_hra.tasks.config import read_tasks
 
 #: The time-axis convolutions (kernel size, stride) of ESPnet's input layers.
 INPUT_LAYERS: dict[str | None, tuple[tuple[int, int], ...]] = {
@@ -119,23 +123,33 @@ def requirements_from_config(
         encoder is not known here, nor about tokens whose tokenizer is not ESPnet's own.
 
     Raises:
-        ValueError: If a value of the configuration cannot be what it is.
-        OSError: If a file that the configuration names cannot be read.
+        UserError: A value of the configuration cannot be what it is, or a file that it
+            names cannot be read.
     """
     config = vars(args) if isinstance(args, argparse.Namespace) else args
+    tasks = _section(config, "encoder_conf").get("tasks")
     requirements = Requirements(
+        sample_rate=_parse_rate(_section(config, "frontend_conf").get("fs", 16000)),
         frames=_frames_from_config(config),
-        tasks=_tasks_from_config(config),
-        ctc=(config.get("model_conf") or {}).get("ctc_weight", 0.5) != 0.0,
+        tasks=None if tasks is None else read_tasks(tasks),
+        ctc=_section(config, "model_conf").get("ctc_weight", 0.5) != 0.0,
     )
-    rate = (config.get("frontend_conf") or {}).get("fs", requirements.sample_rate)
-    requirements.sample_rate = _parse_rate(rate)
     tokens = _tokens_from_config(config)
-    if tokens is not None:
-        tokenizer = _tokenizer_from_config(config)
-        if tokenizer is not None:
-            requirements.tokens, requirements.tokenizer = tokens, tokenizer
+    try:
+        tokenizer = None if tokens is None else _tokenizer_from_config(config)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from error
+    if tokenizer is not None:
+        requirements.tokens, requirements.tokenizer = tokens, tokenizer
     return requirements
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of the configuration; empty where it has none."""
+    section = config.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{key}: {section!r} is not keys and values")
+    return section
 
 
 def _parse_rate(value: Any) -> int:
@@ -143,53 +157,35 @@ def _parse_rate(value: Any) -> int:
 
     try:
         rate = humanfriendly.parse_size(value) if isinstance(value, str) else int(value)
-    except (TypeError, ValueError, humanfriendly.InvalidSize) as error:
-        raise ValueError(f"frontend_conf: fs: {value!r} is no sampling rate") from error
+    except (TypeError, ValueError, humanfriendly.InvalidSize):
+        rate = 0
     if rate <= 0:
-        raise ValueError(f"frontend_conf: fs: {value!r} is no sampling rate")
+        raise ConfigError(f"frontend_conf: fs: {value!r} is no sampling rate")
     return rate
-
-
-def _read_names(path: str, key: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return [line.rstrip("\n") for line in handle]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{key}: {path} is not UTF-8") from error
-    except OSError as error:
-        raise type(error)(error.errno, f"{key}: {error.strerror}", path) from error
 
 
 def _tokens_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     tokens = config.get("token_list")
     if tokens is None:
         return None
-    if isinstance(tokens, (str, os.PathLike)):
+    if isinstance(tokens, str | os.PathLike):
+        try:
+            lines = Path(tokens).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"token_list: {tokens}: cannot be read: {error}"
+            ) from error
         # A token may be a white-space character itself: ESPnet keeps the first one.
-        lines = _read_names(os.fspath(tokens), "token_list")
-        tokens = [line[:1] + line[1:].rstrip() for line in lines]
-    conf = (config.get("encoder_conf") or {}).get("adapter_conf") or {}
-    new = conf.get("new_tokens")
-    if not isinstance(new, list | tuple):
-        new = []
+        tokens = [line[:1] + line[1:].rstrip() for line in lines.split("\n")]
+    new = _section(_section(config, "encoder_conf"), "adapter_conf").get("new_tokens")
+    new = new if isinstance(new, list | tuple) else ()
     return tuple(str(t) for t in (*tokens, *(t for t in new if t not in tokens)))
-
-
-def _tasks_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    tasks = (config.get("encoder_conf") or {}).get("tasks")
-    if tasks is None:
-        return None
-    if isinstance(tasks, (str, os.PathLike)):
-        lines = _read_names(os.fspath(tasks), "encoder_conf: tasks")
-        tasks = [line.strip() for line in lines if line.strip()]
-    # YAML reads a task named 1 as a number.
-    return tuple(str(task) for task in tasks)
 
 
 def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | None:
     encoder = str(config.get("encoder")).removeprefix("hra_")
-    input_layer = (config.get("encoder_conf") or {}).get("input_layer", "conv2d")
-    frontend = config.get("frontend_conf") or {}
+    input_layer = _section(config, "encoder_conf").get("input_layer", "conv2d")
+    frontend = _section(config, "frontend_conf")
     if (
         config.get("frontend", "default") != "default"
         or config.get("input_size") is not None  # features, no waveforms
@@ -217,7 +213,7 @@ def _tokenizer_from_config(
         return None
     kind = config.get("token_type", "bpe")
     symbols = config.get("non_linguistic_symbols")
-    conf = config.get("preprocessor_conf") or {}
+    conf = _section(config, "preprocessor_conf")
     space = conf.get("space_symbol", "<space>")
     # Not espnet2.text.build_tokenizer where it can be helped: it imports all
     # tokenizers and their toolkits, which takes seconds.
@@ -238,7 +234,7 @@ def _tokenizer_from_config(
 
         model = config.get("bpemodel")
         if model is None:
-            raise ValueError("token_type: bpe needs a bpemodel")
+            raise ConfigError("token_type: bpe needs a bpemodel")
         with open(model, "rb"):
             pass  # SentencePiece opens it late, and aborts without naming it
         tokenizer = SentencepiecesTokenizer(model)
