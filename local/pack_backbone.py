@@ -15,6 +15,8 @@ import yaml
 from espnet2.main_funcs.pack_funcs import pack
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
+from espnet_hra.files.config import read_yaml
+
 #: Keys of a training's configuration that say where something was, or what happened.
 LOCAL = (
     "config",
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--readme", help="a text to put in")
     parser.add_argument("--out", required=True, help="the pack (.zip)")
     args = parser.parse_args()
-    config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
+    config = read_yaml(args.config)
     config = {k: v for k, v in config.items() if not k.startswith(LOCAL)}
     # Augmentation was the training's: an adaptation chooses its own.
     for key in [k for k in config.get("preprocessor_conf", {}) if "data_aug" in k]:
