@@ -16,8 +16,6 @@ from espnet2.main_funcs.pack_funcs import pack
 from espnet_hra.files.checkpoint import read_state
 from espnet_hra.files.config import read_yaml, write_yaml
 
-from espnet_hra.files.config import read_yaml
-
 #: Keys of a training's configuration that say where something was, or what happened.
 LOCAL = (
     "config",
