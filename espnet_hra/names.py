@@ -9,6 +9,9 @@ from espnet_hra.errors import TaskError
 #: What stands before the name of an encoder that is wrapped.
 PREFIX = "hra_"
 
+#: ESPnet's encoders that are known to work, for messages; others are tried.
+ENCODERS = ("conformer", "transformer", "branchformer", "e_branchformer")
+
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 #: Packs end the name of their encoder with this. Whoever opens one without this package
@@ -26,6 +29,12 @@ _COUNTED = 10_000
 def plain_encoder(name: str) -> str:
     """The name of an encoder without the hint of packs."""
     return name.removesuffix(ENCODER_HINT)
+
+
+def known_encoders() -> str:
+    """Those of :data:`ENCODERS` in a message: "a, b and c"."""
+    *others, last = ENCODERS
+    return f"{', '.join(others)} and {last}"
 
 
 def adapted_encoder(name: str) -> str:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 from espnet2.tasks.asr import ASRTask
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+from espnet_hra.errors import UserError
+from espnet_hra.files.checkpoint import read_state
 
 #: The last linear maps of a Conformer layer's branches.
 LAST = ("feed_forward.w_2", "feed_forward_macaron.w_2", "self_attn.linear_out")
@@ -77,8 +79,8 @@ def main() -> None:
     torch.manual_seed(config.seed)
     try:
         deeper = ASRTask.build_model(config).state_dict()
-        state = grow(safe_torch_load(args.model, map_location="cpu"), deeper)
-    except ValueError as error:
+        state = grow(read_state(Path(args.model)), deeper)
+    except (UserError, ValueError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {args.model}: {error}")
     torch.save(state, args.out)
 

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-import yaml
 from espnet2.main_funcs.pack_funcs import pack
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+from espnet_hra.files.checkpoint import read_state
+from espnet_hra.files.config import read_yaml, write_yaml
 
 #: Keys of a training's configuration that say where something was, or what happened.
 LOCAL = (
@@ -43,14 +44,14 @@ def main() -> None:
     parser.add_argument("--readme", help="a text to put in")
     parser.add_argument("--out", required=True, help="the pack (.zip)")
     args = parser.parse_args()
-    config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
+    config = read_yaml(args.config)
     config = {k: v for k, v in config.items() if not k.startswith(LOCAL)}
     # Augmentation was the training's: an adaptation chooses its own.
     for key in [k for k in config.get("preprocessor_conf", {}) if "data_aug" in k]:
         del config["preprocessor_conf"][key]
     state = {
         key: tensor.half() if tensor.is_floating_point() else tensor
-        for key, tensor in safe_torch_load(args.model, map_location="cpu").items()
+        for key, tensor in read_state(Path(args.model)).items()
     }
     out = Path(args.out).resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,9 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("backbone").mkdir()
         torch.save(state, "backbone/model.pth")
-        Path("backbone/config.yaml").write_text(
-            yaml.safe_dump(config, allow_unicode=True, sort_keys=False), "utf-8"
-        )
+        write_yaml(Path("backbone/config.yaml"), config)
         if readme is not None:
             Path("README.md").write_bytes(readme)
         pack(

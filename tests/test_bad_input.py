@@ -243,7 +243,7 @@ def test_the_recipe_stops_before_it_computes_anything(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     stage, reason, log = done.stderr.splitlines()
     assert stage.startswith("Stage 8, Choice of the backbone, failed")
-    assert "streaming encoder" in reason and "take conformer" in reason
+    assert "streaming encoder" in reason and "conformer, transformer" in reason
     assert log.endswith("logs/stage8.log")
     assert "Stage 4" not in done.stdout
 

@@ -146,7 +146,7 @@ def test_labels_begin_with_the_adapter(configs, tmp_path, options, label):
             "--method lora contradicts train_residual_r8.yaml, whose adapter is "
             "residual: leave one of the two out",
         ),
-        (["--asr_config", "broken.yaml"], "broken.yaml: not an ESPnet configuration"),
+        (["--asr_config", "broken.yaml"], "broken.yaml: not readable as YAML"),
     ],
 )
 def test_method_and_configuration_must_agree(configs, options, message):

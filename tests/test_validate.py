@@ -1071,7 +1071,7 @@ def test_import_is_quick(data: Data) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_command_line_takes_folders(data: Data, tmp_path: Path, capsys) -> None:
+def test_command_line_takes_folders(data: Data, tmp_path: Path, capsys, caplog) -> None:
     for part in ("train", "dev"):
         write_subset(data.folder, tmp_path / "corpus" / part, data.audio)
     assert main([str(data.folder)]) == 0
@@ -1083,9 +1083,14 @@ def test_command_line_takes_folders(data: Data, tmp_path: Path, capsys) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["dev", "train"]
     path = tmp_path / "corpus" / "dev" / "text"
     path.write_text(path.read_text().replace(f"{VICTIM} YES", VICTIM))
-    report = tmp_path / "report.txt"
-    assert main([whole, "--report", str(report)]) == 1
+    report, none = tmp_path / "report.txt", tmp_path / "none"
+    assert main([whole, "--report", str(report), "--out_dir", str(none)]) == 1
+    assert not none.exists()  # train alone would be half a corpus
     assert f"dev:\nempty text: 1\n  {VICTIM}" in report.read_text()
+    path.unlink()
+    caplog.clear()
+    assert main([str(path.parent)]) == 0
+    assert f"{path.parent}: there is no text in it" in caplog.text
     assert main([str(tmp_path)]) == 1
     assert "there is no wav.scp in it" in capsys.readouterr().err
     for wrong in ([], [whole, "--wav_scp", "list"]):

@@ -248,14 +248,12 @@ if [ -n "${variant}" ]; then
 fi
 if [ "${method}" != none ]; then
     adapter=$("${python_words[@]}" -c '
-import sys, yaml
+import sys
+from espnet_hra.errors import one_line
+from espnet_hra.files.config import read_yaml
 
-try:
-    with open(sys.argv[1], encoding="utf-8") as file:
-        config = yaml.safe_load(file)
-    print((config.get("encoder_conf") or {}).get("adapter", "hra"))
-except (AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
-    sys.exit(f"{sys.argv[1]}: not an ESPnet configuration: {error}".replace("\n", " "))
+with one_line("run.sh"):
+    print((read_yaml(sys.argv[1]).get("encoder_conf") or {}).get("adapter", "hra"))
 ' "${asr_config}")
     : "${method:=${adapter}}"
     if [ "${method}" != "${adapter}" ]; then

@@ -12,6 +12,7 @@ from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import HRATask
 from espnet_hra.espnet.trainer import AdapterTrainer
+from espnet_hra.files.checkpoint import read_training
 
 
 class HeadTrainer:
@@ -92,8 +93,7 @@ def decoder_of(model: torch.nn.Module, args: argparse.Namespace) -> Speech2Text:
 
 def _updates(exp: Path, accum_grad: int) -> int:
     """Updates of a training, interrupted or not."""
-    states = torch.load(exp / "checkpoint.pth", map_location="cpu", weights_only=True)
     reporter = Reporter()
-    reporter.load_state_dict(states["reporter"])
+    reporter.load_state_dict(read_training(exp / "checkpoint.pth")["reporter"])
     batches = reporter.stats[reporter.get_epoch()]["train"]["total_count"]
     return batches // accum_grad

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_hra.errors import ConfigError, UserError
+from espnet_hra.files.checkpoint import read_training
 from espnet_hra.files.config import read_yaml
 from espnet_hra.files.variants import read_config
 
@@ -115,13 +116,11 @@ def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
     Raises:
         BenchError: The training has not looked at its dev set.
     """
-    from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
     try:
-        stats = safe_torch_load(checkpoint, map_location="cpu")["reporter"]["stats"]
+        stats = read_training(checkpoint)["reporter"]["stats"]
         cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
         updates = max(epoch["train"]["total_count"] for epoch in stats.values())
-    except (OSError, KeyError) as error:
+    except (UserError, KeyError) as error:
         raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
     return 100.0 * min(cers), updates
 

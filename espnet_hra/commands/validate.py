@@ -102,10 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if args.report is not None:
             _write_report(Path(args.report), reports)
-        return max(
-            _conclude(args, requirements, name, sets[name], report)
-            for name, report in reports.items()
-        )
+        fit = [_say(args, name, report) for name, report in reports.items()]
+        if not all(fit):
+            return 1  # and nothing is written, of the sound folders neither
+        if args.out_dir is not None:
+            for name, report in reports.items():
+                _keep(Path(args.out_dir) / name, sets[name], report, requirements)
+        return 0
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
@@ -132,6 +135,9 @@ def _lists_of(args: argparse.Namespace) -> dict[str, dict[str, Path]]:
                 "within; write a line for each recording: its id, a space, its path"
             )
         folders += found[:1] if found[0] == folder else found
+    for folder in folders:
+        if not (folder / "text").exists():
+            logger.warning(f"{folder}: there is no text in it, which training needs")
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder).strip("/").replace("/", "_") for folder in folders]
@@ -152,31 +158,27 @@ def _write_report(path: Path, reports: dict[str, Report]) -> None:
     atomic.write(path, "\n\n".join(texts) + "\n")
 
 
-def _conclude(
-    args: argparse.Namespace,
-    requirements: Requirements,
-    name: str,
-    lists: dict[str, Path],
-    report: Report,
-) -> int:
-    """Say what was found and write what is kept; the exit status of this set."""
+def _say(args: argparse.Namespace, name: str, report: Report) -> bool:
+    """Say what was found in a set, and whether training can go on with it."""
     said = f"{name}: " if name else ""
-    if not report.ok:
-        print(f"{said}{report.format()}", file=sys.stderr)
-        if args.report is not None:
-            print(f"The whole report: {args.report}", file=sys.stderr)
-        if not args.skip_bad:
-            return 1
-        if not report.samples:
-            print(f"{said}No utterance is left to train on.", file=sys.stderr)
-            return 1
-    elif name or args.out_dir is None:
-        print(f"{said}{report.summary()}")
-    if args.out_dir is not None:
-        target = Path(args.out_dir) / name
-        kept = write_subset(lists, target, report.good)
-        tokens = requirements.tokens
-        write_lists(target, shapes(report, None if tokens is None else len(tokens)))
-        left_out = f", {len(report.bad):,} left out" if report.bad else ""
-        logger.info(f"{number(kept, 'utterance')} kept{left_out}: {target}")
-    return 0
+    if report.ok:
+        if name or args.out_dir is None:
+            print(f"{said}{report.summary()}")
+        return True
+    print(f"{said}{report.format()}", file=sys.stderr)
+    if args.report is not None:
+        print(f"The whole report: {args.report}", file=sys.stderr)
+    if args.skip_bad and not report.samples:
+        print(f"{said}No utterance is left to train on.", file=sys.stderr)
+    return args.skip_bad and bool(report.samples)
+
+
+def _keep(
+    target: Path, lists: dict[str, Path], report: Report, requirements: Requirements
+) -> None:
+    """Write the lists of a set's good utterances, and their shapes."""
+    kept = write_subset(lists, target, report.good)
+    tokens = requirements.tokens
+    write_lists(target, shapes(report, None if tokens is None else len(tokens)))
+    left_out = f", {len(report.bad):,} left out" if report.bad else ""
+    logger.info(f"{number(kept, 'utterance')} kept{left_out}: {target}")

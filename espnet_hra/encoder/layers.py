@@ -9,6 +9,7 @@ import torch
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Backbone
 from espnet_hra.methods.substitution import shallow_copy
+from espnet_hra.names import known_encoders
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,12 @@ def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
     if not isinstance(layers, torch.nn.Sequential | torch.nn.ModuleList):
         raise ConfigError(
             f"{name} does not keep its layers in a list called `.encoders` and cannot "
-            "be wrapped; conformer, transformer, branchformer and e_branchformer can"
+            f"be wrapped; {known_encoders()} can"
         )
     if hasattr(encoder, "forward_infer"):
         raise ConfigError(
             f"{name} is a streaming encoder, and its layers hand on a context that is "
-            "not adapted yet: take conformer, transformer, branchformer or "
-            "e_branchformer"
+            f"not adapted yet; {known_encoders()} can be wrapped"
         )
     return Layers("encoders")
 

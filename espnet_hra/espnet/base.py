@@ -22,7 +22,12 @@ from espnet_hra.espnet.ctc import without_new
 from espnet_hra.files import archive
 from espnet_hra.files.checkpoint import State, differences, read_state
 from espnet_hra.files.config import read_yaml
-from espnet_hra.names import plain_encoder
+from espnet_hra.names import (
+    ENCODERS,
+    adapted_encoder,
+    known_encoders,
+    plain_encoder,
+)
 from espnet_hra.tasks.fingerprint import fingerprint
 
 #: Keys of an ESPnet configuration that describe the model and its tokens: these come
@@ -182,26 +187,25 @@ def check_adaptable(base: BaseModel) -> None:
     """
     config = base.model_config()
     name = config.get("encoder")
-    if name in (None, "conformer", "transformer", "branchformer", "e_branchformer"):
+    if name is None or name in ENCODERS:
         return
     # Others show what they are only when they are built.
     from espnet2.tasks.asr import encoder_choices
 
+    from espnet_hra.encoder.adapted import OWN_KEYS
+
     conf = {
-        k: v
-        for k, v in (config.get("encoder_conf") or {}).items()
-        if k not in ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
+        k: v for k, v in (config.get("encoder_conf") or {}).items() if k not in OWN_KEYS
     }
     try:
-        built = encoder_choices.get_class(f"hra_{name}")
+        built = encoder_choices.get_class(adapted_encoder(name))
         built(input_size=config.get("input_size") or 80, **conf)
     except ConfigError as e:
         raise BaseModelError(f"{base.source}: encoder: {name}: {e}") from e
     except Exception as e:
         raise BaseModelError(
             f"{base.source}: its encoder {name} cannot be built as an adapted one "
-            f"({type(e).__name__}: {e}); conformer, transformer, branchformer and "
-            "e_branchformer can"
+            f"({type(e).__name__}: {e}); {known_encoders()} can"
         ) from e
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import Reporter
 
@@ -25,7 +24,7 @@ from espnet_hra.encoder.stepping import used_only
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.files import atomic
-from espnet_hra.files.checkpoint import read_state
+from espnet_hra.files.checkpoint import read_state, read_training
 
 _save = torch.save
 _average = espnet_trainer.average_nbest_models
@@ -157,7 +156,7 @@ def repair(output_dir: Path, criteria: Sequence[Sequence[str]]) -> None:
     checkpoint = output_dir / "checkpoint.pth"
     if not checkpoint.exists():
         return
-    states = safe_torch_load(checkpoint, map_location="cpu")
+    states = read_training(checkpoint)
     reporter = Reporter()
     reporter.load_state_dict(states["reporter"])
     epoch = reporter.get_epoch()

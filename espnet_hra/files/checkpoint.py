@@ -6,6 +6,7 @@ for decoding, of a base or of an adapter.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,26 @@ State = dict[str, torch.Tensor]
 #: Where files that hold more than a model keep it: DeepSpeed's, Lightning's, and those
 #: that ESPnet makes for resuming.
 _WITHIN = ("module", "state_dict", "model")
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """What ESPnet saves for resuming a training, without unpickling objects.
+
+    Raises:
+        BaseModelError: It is missing, or no such file.
+    """
+    from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+    archive.check_checkpoint(path)
+    try:
+        states = safe_torch_load(str(path), map_location="cpu")
+        states["reporter"]["stats"]
+    except Exception as e:  # whatever damaged data may raise
+        raise BaseModelError(
+            f"{path}: not the state of a training ({type(e).__name__}: {e}); give an "
+            "experiment folder of ESPnet's, or train again"
+        ) from e
+    return states
 
 
 def read_state(path: Path) -> State:
