@@ -535,6 +535,7 @@ load_backbone() {
     {
         IFS= read -r base_config
         IFS= read -r base_model
+        IFS= read -r base_keys || base_keys=${base_config}
     } <"${backbone_file}"
     need "${base_config}" 8
     need "${base_model}" 8
@@ -736,20 +737,25 @@ stage_7() {
 
 stage_8() {
     if "${train_backbone}"; then
-        printf '%s\n' "${backbone_dir}/config.yaml" "$(best_model "${backbone_dir}")"
+        printf '%s\n' "${backbone_dir}/config.yaml" "$(best_model "${backbone_dir}")" \
+            "${backbone_dir}/config.yaml"
     else
         "${python_words[@]}" -c '
 import sys
+from pathlib import Path
 from espnet_hra.espnet.base import check_adaptable, open_base
 from espnet_hra.errors import one_line
+from espnet_hra.files.config import write_yaml
 
 with one_line("backbone"):
     base = open_base(sys.argv[1], cache=sys.argv[2])
     if base.config_file is None:
         sys.exit(f"backbone: there is no config.yaml beside {base.model_file}")
     check_adaptable(base)
-print(base.config_file, base.model_file, sep="\n")' \
-            "${pretrained_model}" "${work}/pretrained"
+    # Its keys, with whole paths: what data must fit.
+    write_yaml(Path(sys.argv[3]), base.model_config())
+print(base.config_file, base.model_file, sys.argv[3], sep="\n")' \
+            "${pretrained_model}" "${work}/pretrained" "${work}/backbone.yaml"
     fi >"${backbone_file}.part"
     mv "${backbone_file}.part" "${backbone_file}"
     sed -n 's/^/backbone: /; 2p' "${backbone_file}"
@@ -976,7 +982,7 @@ if ! "${train_backbone}" && [ "${stop_stage}" -ge 4 ]; then
     run_stage 8 "Choice of the backbone" "${subset:--}" "${key}" all stage_8 \
         "${outputs[@]}"
     load_backbone
-    validation_config=${base_config}
+    validation_config=${base_keys}
 else
     validation_config=${backbone_config}
 fi

@@ -130,7 +130,7 @@ class BaseModel:
         """
         if self.config_file is None:
             return {}
-        config = read_yaml(self.config_file, BaseModelError)
+        config = read_config(self.config_file)
         other = espnet_task_of(config)
         if other != "asr":
             raise BaseModelError(
@@ -143,12 +143,7 @@ class BaseModel:
                 f"{self.source}: not a model for speech recognition (its configuration "
                 f"has no {' and no '.join(lacking)}); only those can be adapted"
             )
-        config = {key: config[key] for key in MODEL_KEYS if key in config}
-        if config.get("encoder"):
-            config["encoder"] = plain_encoder(config["encoder"])
-        for keys in _FILES:
-            _find_file(config, keys, self.config_file.resolve().parents)
-        return config
+        return {key: config[key] for key in MODEL_KEYS if key in config}
 
     def state_dict(self) -> State:
         """Its weights, in full precision: packs may be stored in half of it.
@@ -158,21 +153,6 @@ class BaseModel:
         """
         state = read_state(self.model_file)
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-
-
-def _find_file(
-    config: dict[str, Any], keys: tuple[str, ...], folders: Sequence[Path]
-) -> None:
-    """Resolve a path that is relative to the folder where the base was trained."""
-    for key in keys[:-1]:
-        config = config.get(key) or {}
-    value = config.get(keys[-1])
-    if not isinstance(value, str) or os.path.isabs(value):
-        return
-    for folder in (Path.cwd(), *folders):
-        if (folder / value).is_file():
-            config[keys[-1]] = str(folder / value)
-            return
 
 
 def open_base(source: str, cache: str | None = None) -> BaseModel:
@@ -383,10 +363,14 @@ def load_base(
 
 
 def read_config(config_file: Path) -> dict[str, Any]:
-    """A saved configuration; within a pack, its files have whole paths.
+    """A saved configuration in which the files that it names have whole paths.
+
+    ESPnet writes them as they were given where the training was started: in a recipe,
+    ``data/token_list/...``. So they are looked for from the configuration's folder
+    upwards, and last in the working directory; in a pack, within it.
 
     Raises:
-        BaseModelError: It is not readable.
+        BaseModelError: It is not readable, or a file that it names is gone.
     """
     config = read_yaml(config_file, BaseModelError)
     if isinstance(config.get("encoder"), str):
@@ -394,7 +378,38 @@ def read_config(config_file: Path) -> dict[str, Any]:
     for folder in list(config_file.absolute().parents)[:4]:
         if (folder / "meta.yaml").is_file():
             return archive.resolve(config, folder)
+    folders = [*config_file.absolute().parents, *config_file.resolve().parents]
+    for keys in _FILES:
+        place = config
+        for key in keys[:-1]:
+            place = place.get(key) or {}
+        value = place.get(keys[-1])
+        if isinstance(value, str) and value not in _WORDS:
+            place[keys[-1]] = _find_file(value, (*folders, Path.cwd()), config_file)
     return config
+
+
+#: What a configuration may have in the place of a file.
+_WORDS = ("none", "whisper_en", "whisper_multilingual")
+
+
+def _find_file(value: str, folders: Sequence[Path], config_file: Path) -> str:
+    """The whole path of a file of a configuration.
+
+    Raises:
+        BaseModelError: It is nowhere.
+    """
+    if os.path.isabs(value):
+        found = [Path(value)]
+    else:
+        found = [folder / value for folder in folders]
+    for path in found:
+        if path.is_file():
+            return str(path)
+    raise BaseModelError(
+        f"{config_file} names {value}, which is neither there nor in a folder above "
+        "it: put the file back, or give the model's pack (.zip), which has it inside"
+    )
 
 
 def token_hash(tokens: Sequence[str]) -> str:
