@@ -223,18 +223,19 @@ def _write_names(figure, axes, names: Sequence[tuple[float, float, str, str]]) -
 
 def _one_of_each_family(found: Mapping[str, System], reference: str) -> list[str]:
     """The method of each family whose size is next to the reference's."""
-    complete = complete_methods(found)
+    # Where none has all tasks there is no mean to compare: any will do.
+    shown = complete_methods(found) or list(found)
     size = math.log1p(found[reference].per_task[1])
     return [
         min(
-            (m for m in complete if found[m].family == family),
+            (m for m in shown if found[m].family == family),
             key=lambda m: (
                 m != reference,
                 abs(math.log1p(found[m].per_task[1]) - size),
                 m,
             ),
         )
-        for family in ordered(found[m].family for m in complete)
+        for family in ordered(found[m].family for m in shown)
     ]
 
 

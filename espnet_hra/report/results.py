@@ -1,16 +1,15 @@
 """The two tables of results: ``results.tsv`` and ``utterances.tsv``."""
 
 import json
-import os
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from espnet_hra.errors import DataError
+from espnet_hra.files.atomic import PathLike
 from espnet_hra.files.tables import read_table, write_table
-
-PathLike = str | os.PathLike[str]
 
 #: The method of the frozen backbone's rows.
 FROZEN = "none"
@@ -110,6 +109,12 @@ class Results:
             read_table(folder / TSV, Row), read_table(folder / UTTERANCES, Utterance)
         )
 
+    def merged(self, new: "Results") -> "Results":
+        """These lines with newer ones, see :func:`merge`."""
+        return Results(
+            merge(self.rows, new.rows), merge(self.utterances, new.utterances)
+        )
+
     def write(self, folder: PathLike) -> None:
         """Write both tables."""
         folder = Path(folder)
@@ -164,3 +169,8 @@ def read_params(path: PathLike) -> tuple[int, dict[str, int]]:
 def ordered(names: Iterable[str]) -> list[str]:
     """Distinct names in order of appearance, the frozen backbone first."""
     return sorted(dict.fromkeys(names), key=lambda name: name != FROZEN)
+
+
+def percent(errors: float, length: float) -> float:
+    """A rate in percent; nan where nothing is said."""
+    return 100.0 * errors / length if length else math.nan
