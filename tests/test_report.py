@@ -198,6 +198,7 @@ def test_many_tasks_and_methods_without_utterances(tmp_path, capsys):
     assert "no intervals" in capsys.readouterr().out
     page = (tmp_path / "RESULTS.md").read_text()
     assert "||none|a|b|" in page and "|a_x|1|100|50|19.0|||" in page
+    assert "\n|t49|10.0|11.0|" in page  # many tasks become rows
 
 
 def test_many_methods_of_which_none_has_all_tasks_are_drawn(tmp_path):

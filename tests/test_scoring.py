@@ -7,7 +7,6 @@ import pytest
 
 from espnet_hra import cli
 from espnet_hra.files.tables import read_table
-from espnet_hra.report.page import rate_tables
 from espnet_hra.report.results import Row, Utterance, merge
 from espnet_hra.report.scoring import (
     Errors,
@@ -83,6 +82,9 @@ def corpus(tmp_path):
     return tmp_path
 
 
+COUNTS = ("--shared_params", "5", "--task_params", "6")
+
+
 def run(corpus, method, system, *options):
     arguments = ["--method", method, "--utt2task", str(corpus / "utt2task")]
     for split in ("dev", "test"):
@@ -108,10 +110,9 @@ def test_results_tsv_has_the_agreed_form(corpus):
 
 
 def test_same_rows_are_replaced_and_others_kept(corpus):
-    counts = ("--shared_params", "5", "--task_params", "6")
-    assert run(corpus, "hra", "bad", *counts, "--seed", "1") == 0
-    assert run(corpus, "hra", "bad", *counts, "--seed", "2") == 0
-    assert run(corpus, "hra", "good", *counts, "--seed", "1") == 0
+    assert run(corpus, "hra", "bad", *COUNTS, "--seed", "1") == 0
+    assert run(corpus, "hra", "bad", *COUNTS, "--seed", "2") == 0
+    assert run(corpus, "hra", "good", *COUNTS, "--seed", "1") == 0
     rows = read_table(corpus / "exp" / "results.tsv", Row)
     assert [(row.seed, row.split, row.task) for row in rows] == [
         (seed, split, task)
@@ -124,7 +125,7 @@ def test_same_rows_are_replaced_and_others_kept(corpus):
 
 
 def test_errors_of_utterances_add_up_and_are_merged_as_rates_are(corpus):
-    counts = ("--shared_params", "5", "--task_params", "6", "--report", "false")
+    counts = (*COUNTS, "--report", "false")
     for seed in ("1", "2"):
         assert run(corpus, "hra", "bad", *counts, "--seed", seed) == 0
     assert run(corpus, "none", "bad", *counts) == 0
@@ -161,30 +162,15 @@ def test_results_md_shows_means_and_changes(corpus):
     (corpus / "times.tsv").write_text("11 hra_a\tadaptation\t42\n", encoding="utf-8")
     run(corpus, "none", "bad")
     params = ("--params", str(corpus / "params.json"), "--seed", "1")
-    extra = (
-        "--note",
-        "a toy",
-        "--times",
-        str(corpus / "times.tsv"),
-        "--command",
-        "x y",
-    )
-    run(corpus, "hra", "good", *params, *extra)
+    times = ("--times", str(corpus / "times.tsv"))
+    said = ("--note", "a toy", "--command", "x y")
+    run(corpus, "hra", "good", *params, *times, *said)
     page = (corpus / "exp" / "RESULTS.md").read_text(encoding="utf-8")
     # dev: (100 + 57.14) / 2 = 78.57 without, 0 with the adapter
     assert "|none|1|0|0|100.0|57.1|78.6||" in page
     assert "|hra|1|100|7-9|0.0|0.0|0.0|-100.0 %|" in page
     assert "**Note:** a toy" in page and "|11|adaptation (hra_a)|42|" in page
     assert "```bash\nx y\n```" in page
-
-
-def test_many_tasks_become_rows():
-    rows = [Row("hra", f"t{i}", "test", 1, 1, 1, 1, 1, 5.0, 5.0) for i in range(20)]
-    page = rate_tables(rows)
-    assert "||hra|" in page and "|t19|5.0|" in page
-
-
-COUNTS = ("--shared_params", "5", "--task_params", "6")
 
 
 @pytest.mark.parametrize(

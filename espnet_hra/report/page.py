@@ -215,7 +215,12 @@ def comparison(
     ]
     for method in [reference, *others]:
         system = found[method]
-        row = [method, str(len(system.seeds)), _size(system), str(len(system.cer))]
+        row = [
+            method,
+            str(len(system.seeds)),
+            _range(*system.per_task),
+            str(len(system.cer)),
+        ]
         row.append(system.mean(tasks).text() if method in complete else "")
         delta, shared = system.difference(base)
         if method == reference or not shared:
@@ -290,10 +295,6 @@ def _rate_table(rows: Sequence[Row], measure: str) -> str:
     else:
         table = [["method", *names], *([m, *c] for m, c in columns.items())]
     return markdown(table)
-
-
-def _size(system: System) -> str:
-    return _range(*system.per_task)
 
 
 def _range(low: int, high: int) -> str:

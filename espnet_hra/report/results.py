@@ -19,14 +19,32 @@ TSV, UTTERANCES = "results.tsv", "utterances.tsv"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of ``results.tsv``; the fields are its columns.
+class _Line:
+    """The columns with which both tables begin.
 
     Attributes:
         method: The adapter, ``none`` for the frozen backbone.
         task: The task.
         split: The data set.
         seed: The seed of the training; 0 where nothing was trained.
+    """
+
+    method: str
+    task: str
+    split: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What later lines must share to take the place of all lines with it."""
+        return self.method, self.task, self.split, self.seed
+
+
+@dataclass(frozen=True)
+class Row(_Line):
+    """One line of ``results.tsv``; the fields are its columns.
+
+    Attributes:
         shared_params: Trained parameters that all tasks share.
         task_params: Trained parameters of this task.
         utterances: The number of utterances.
@@ -35,10 +53,6 @@ class Row:
         wer: Word error rate in percent.
     """
 
-    method: str
-    task: str
-    split: str
-    seed: int
     shared_params: int
     task_params: int
     utterances: int
@@ -46,21 +60,12 @@ class Row:
     cer: float
     wer: float
 
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What a later row must share to take this one's place."""
-        return self.method, self.task, self.split, self.seed
-
 
 @dataclass(frozen=True)
-class Utterance:
+class Utterance(_Line):
     """One line of ``utterances.tsv``; the fields are its columns.
 
     Attributes:
-        method: As in :class:`Row`, like the three that follow.
-        task: The task.
-        split: The data set.
-        seed: The seed of the training.
         utterance: The utterance's id.
         characters: The characters of the reference, spaces included.
         errors: The errors among them.
@@ -68,20 +73,11 @@ class Utterance:
         word_errors: The errors among them.
     """
 
-    method: str
-    task: str
-    split: str
-    seed: int
     utterance: str
     characters: int
     errors: int
     words: int
     word_errors: int
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What later lines must share to take the place of all lines with it."""
-        return self.method, self.task, self.split, self.seed
 
 
 @dataclass(frozen=True)

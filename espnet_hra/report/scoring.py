@@ -139,7 +139,7 @@ def tabulate(
         split: The data set.
         seed: The seed of the training.
         shared_params: Trained parameters that all tasks share.
-        task_params: Trained parameters of each task.
+        task_params: Those of each task.
 
     Raises:
         ScoringError: If a name could not be read from a table again.
