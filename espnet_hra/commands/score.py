@@ -112,14 +112,7 @@ def score(args: argparse.Namespace) -> Results:
         for task in by_task:
             if task not in of_task:
                 raise ScoringError(f"{args.params} has no parameters of task {task}")
-        new = tabulate(
-            by_task,
-            method=args.method,
-            split=split,
-            seed=args.seed,
-            shared_params=shared,
-            task_params=of_task,
-        )
+        new = tabulate(by_task, args.method, split, args.seed, shared, of_task)
         results = results.merged(new)
     return results
 

@@ -215,12 +215,8 @@ def comparison(
     ]
     for method in [reference, *others]:
         system = found[method]
-        row = [
-            method,
-            str(len(system.seeds)),
-            _range(*system.per_task),
-            str(len(system.cer)),
-        ]
+        row = [method, str(len(system.seeds)), _range(*system.per_task)]
+        row.append(str(len(system.cer)))
         row.append(system.mean(tasks).text() if method in complete else "")
         delta, shared = system.difference(base)
         if method == reference or not shared:

@@ -124,7 +124,6 @@ def errors_by_task(
 
 def tabulate(
     errors: Mapping[str, Mapping[str, Errors]],
-    *,
     method: str,
     split: str,
     seed: int,
