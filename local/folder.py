@@ -8,8 +8,10 @@ sentence, so that no sentence stands in two sets.
 """
 
 import argparse
+import itertools
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +32,8 @@ from corpus import (
 #: The shares of a folder that is not split.
 SPLIT = Split(test=0.1, dev=0.1, dev_start=0.1)
 
-#: How many utterances a message names.
-NAMED = 5
+#: How many utterances a message names, and how many tasks a table.
+NAMED, SHOWN = 5, 20
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def name_tasks(sets: Mapping[str, dict[str, Line]]) -> dict[str, str]:
         The new names by speaker.
 
     Raises:
-        CorpusError: If two speakers would have the same task.
+        CorpusError: If a speaker has no name at all.
     """
     tasks = {line.task for lines in sets.values() for line in lines.values()}
     renamed = {}
@@ -164,11 +166,16 @@ def name_tasks(sets: Mapping[str, dict[str, Line]]) -> dict[str, str]:
             name = f"speaker{safe_name(plain)}"[:128]
             if TASK_NAME.fullmatch(safe_name(plain)[:128]):
                 name = safe_name(plain)[:128]
-            if not task or name in tasks or name in renamed.values():
+            if not task:
                 raise CorpusError(
-                    f"speaker {task!r}: its name cannot be a task's, and {name} is "
-                    "taken: write an utt2task with names of your choice"
+                    "an utterance has a speaker without a name: write one in utt2spk, "
+                    "or an utt2task with names of your choice"
                 )
+            # Names of another script all become the same.
+            numbers = itertools.count(2)
+            first = name
+            while name in tasks or name in renamed.values():
+                name = f"{first[:120]}_{next(numbers)}"
             renamed[task] = name
     for lines in sets.values():
         for utt_id, line in lines.items():
@@ -246,13 +253,14 @@ def write_set(folder: Path, lines: Mapping[str, Line]) -> None:
 
 def count_table(sets: Mapping[str, Mapping[str, Line]]) -> str:
     """The utterances of each task in each set as a text table."""
-    tasks = sorted({line.task for lines in sets.values() for line in lines.values()})
+    found = [Counter(line.task for line in lines.values()) for lines in sets.values()]
+    tasks = sorted(set().union(*found))
     rows = [["utterances", *sets]]
-    for task in tasks:
-        counts = [
-            sum(x.task == task for x in lines.values()) for lines in sets.values()
-        ]
-        rows.append([task, *map(str, counts)])
+    for task in tasks[:SHOWN]:
+        rows.append([task, *(str(counts[task]) for counts in found)])
+    if len(tasks) > SHOWN:
+        rest = [sum(counts[t] for t in tasks[SHOWN:]) for counts in found]
+        rows.append([f"{len(tasks) - SHOWN} more tasks", *map(str, rest)])
     rows.append(["all", *(str(len(lines)) for lines in sets.values())])
     return "\n".join(aligned(rows))
 
@@ -294,8 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         renamed = name_tasks(sets)
         for name, lines in sets.items():
             write_set(args.datadir / args.name / name, lines)
-    for speaker, task in renamed.items():
+    for speaker, task in list(renamed.items())[:SHOWN]:
         print(f"note: the task of speaker {speaker} is called {task}")
+    if len(renamed) > SHOWN:
+        print(f"note: so were {len(renamed) - SHOWN} more; all names: utt2task")
     print(count_table(sets))
     for message in overlap(sets):
         print(message)

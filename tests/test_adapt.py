@@ -567,5 +567,31 @@ def test_without_dask_the_command_that_installs_it_is_named(
     base, joint, data, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "distributed", None)
+    argv = command(base, joint, data, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"pip install 'espnet-hra\[adapt\]'"):
-        main(command(base, joint, data, tmp_path / "out"))
+        main(argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_task_is_trained_without_dask():
+    code = (
+        "import sys; sys.modules['distributed'] = None\n"
+        "import espnet_hra.adapt.single, espnet_hra.adapt.worker"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_it_writes_has_the_rights_that_the_umask_gives(
+    base, joint, data, threads, tmp_path
+):
+    out = tmp_path / "out"
+    argv = [*command(base, joint, data, out), *threads, "--tasks", "a", "broken"]
+    before = os.umask(0o077)
+    try:
+        assert main(argv) == 1
+    finally:
+        os.umask(before)
+    names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert {"config.yaml", "latest.pth", "tasks.tsv", "adapt/a/train.log"} <= names
+    assert {"tasks/a.safetensors", "adapt/a/result.json", "adapt/model.json"} <= names
+    assert not [p for p in (out, *out.rglob("*")) if p.stat().st_mode & 0o077]

@@ -37,6 +37,19 @@ def test_help_lists_all_commands_and_needs_neither_torch_nor_espnet():
         assert f"  {name:<12}{text}" in done.stdout
 
 
+def test_the_help_of_our_own_commands_does_not_wait_for_torch():
+    """ESPnet's options, of train and decode, are only known once it is imported."""
+    own = [name for name in cli.COMMANDS if name not in ("train", "decode")]
+    code = (
+        "import sys\nfrom espnet_hra import cli\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: cli.main([name, '--help'])\n"
+        "    except SystemExit as e: assert not e.code\n"
+        "    assert not {'torch', 'distributed'} & set(sys.modules), name"
+    )
+    subprocess.run([sys.executable, "-c", code, *own], check=True)
+
+
 def test_a_command_that_is_not_there_is_refused_with_those_that_are(capsys):
     assert call("serv") == 2
     assert "'serv'" in (said := capsys.readouterr().err) and "validate" in said

@@ -10,6 +10,7 @@ import torch
 from small_encoders import adapted_encoder
 
 from espnet_hra import cli
+from espnet_hra.commands.recipe import copy_recipe
 from espnet_hra.data.lists import write_list, write_subset
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.trainer import save
@@ -83,6 +84,24 @@ def test_so_have_packs_and_exported_tasks(umask, mode, tmp_path, base):
     found += [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
     assert len(found) >= 7
     assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in found} == {oct(mode)}
+
+
+@pytest.mark.parametrize("umask, mode", UMASKS, ids=oct)
+def test_so_has_a_copy_of_the_recipe(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        copy = copy_recipe(tmp_path / "copy")
+        copy_recipe(tmp_path / "copy", force=True)
+    finally:
+        os.umask(before)
+    program = mode | (mode & 0o444) >> 2  # whoever may read it may run it
+    modes = {p: stat.S_IMODE(p.stat().st_mode) for p in (copy, *copy.rglob("*"))}
+    assert {modes[p] for p in modes if p.is_dir()} == {0o777 & ~umask}
+    files = {p.relative_to(copy).as_posix(): modes[p] for p in modes if p.is_file()}
+    assert {files.pop(name) for name in ("run.sh", "hra.sh")} == {program}
+    assert {files["conf/quality.yaml"], files["path.sh"]} == {mode}
+    assert set(files.values()) <= {mode, program}
+    assert not [p for p in modes if p.is_symlink() or "__pycache__" in p.parts]
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -530,3 +530,56 @@ def read_rows(work: Path) -> list[dict[str, str]]:
     lines = (work / "results.tsv").read_text(encoding="utf-8").splitlines()
     header = lines[0].split("\t")
     return [dict(zip(header, line.split("\t"))) for line in lines[1:]]
+
+
+# ------------------------------------------------------------- names and many tasks
+
+
+def lines_of(*tasks):
+    from folder import Line
+
+    return {f"u{i}": Line("a.wav", "yes", task, task) for i, task in enumerate(tasks)}
+
+
+def test_speakers_whose_names_become_the_same_are_numbered(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "local"))
+    from folder import name_tasks
+
+    sets = {"train": lines_of("Анна", "Борис", "Ёж", "speaker_", "ann")}
+    renamed = name_tasks(sets)
+    assert set(renamed) == {"Анна", "Борис", "Ёж"}
+    found = {line.task for line in sets["train"].values()}
+    assert len(found) == 5 and {"speaker_", "ann"} <= found
+    assert set(renamed.values()) == {"speaker__2", "speaker__3", "speaker__4"}
+
+
+def test_of_many_tasks_some_are_shown_and_the_others_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "local"))
+    from folder import count_table
+
+    names = [f"t{i:03d}" for i in range(300)]
+    table = count_table({"train": lines_of(*names, *names), "dev": lines_of(*names)})
+    lines = table.splitlines()
+    assert len(lines) == 1 + 20 + 1 + 1
+    assert lines[-2].split() == ["280", "more", "tasks", "560", "280"]
+    assert lines[-1].split() == ["all", "600", "300"]
+
+
+def test_a_speaker_who_is_in_dev_only_is_left_out_and_told(recipe, an4, base, tmp_path):
+    for name in ("train", "dev", "test"):
+        write_folder(tmp_path / "own" / name, an4[name], {})
+    path = tmp_path / "own" / "dev" / "utt2spk"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([f"{first.split()[0]} stranger", *others]) + "\n")
+    options = ["--corpus", tmp_path / "own", "--python", sys.executable]
+    options += ["--pretrained_model", base, "--stop_stage", "4"]
+    done = run(*options, script=recipe / "run.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    dump = recipe / "exp" / "own" / "dump"
+    log = (recipe / "exp" / "own" / "logs" / "stage4.log").read_text()
+    said = "left out, as nothing is there to train them on: stranger"
+    assert said in log + done.stdout
+    left_out = first.split()[0]
+    for name in ("wav.scp", "text", "utt2task", "speech_shape", "text_shape"):
+        ids = [line.split()[0] for line in (dump / "dev" / name).open()]
+        assert ids and left_out not in ids

@@ -25,6 +25,21 @@ from espnet_hra.files.config import read_yaml
 _KEYS = ("env", "n_workers", "options", "allow_overwrite_lock")
 
 
+def check_dask() -> None:
+    """Say how to install Dask where it is missing: nothing else here needs it.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import distributed  # noqa: F401
+    except ImportError as e:
+        raise ConfigError(
+            f"tasks are spread over workers with Dask, which cannot be imported ({e}): "
+            "pip install 'espnet-hra[adapt]'"
+        ) from e
+
+
 def read(path: str | None, n_workers: int | None) -> dict[str, Any]:
     """The block `parallel`.
 
@@ -69,18 +84,9 @@ def settings(block: dict[str, Any], retries: int, ngpu: int) -> Iterator[None]:
         block: From :func:`read`; options of local workers are completed.
         retries: How many workers a task may lose before it counts as failed.
         ngpu: ESPnet's option.
-
-    Raises:
-        ConfigError: Dask is not installed.
     """
-    try:
-        import dask
-        import distributed  # noqa: F401 - first its own values, then ours
-    except ImportError as e:
-        raise ConfigError(
-            f"tasks are spread over workers with Dask, which cannot be imported ({e}): "
-            "pip install 'espnet-hra[adapt]'"
-        ) from e
+    import dask
+    import distributed  # noqa: F401 - first its own values, then ours
 
     config: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": retries,

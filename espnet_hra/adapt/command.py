@@ -5,9 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_hra.adapt import cluster, plan
-from espnet_hra.adapt.folder import OWN_OPTIONS, check_out, exclusive, make_spec
-from espnet_hra.adapt.run import Run, sort_jobs
 from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.files.config import read_yaml
 
@@ -105,7 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < least:
             parser.error(f"--{name}: {value} is below {least}")
-    _check_options(rest)
+
+    from espnet_hra.adapt import cluster, plan  # torch takes seconds
+    from espnet_hra.adapt.folder import (
+        check_options,
+        check_out,
+        exclusive,
+        make_spec,
+    )
+    from espnet_hra.adapt.run import Run, sort_jobs
+
+    cluster.check_dask()
+    check_options(rest)
     block = cluster.read(args.parallel, args.nj)
     parts, warnings = plan.read_data(Path(args.data))
     names = plan.choose(parts, args.tasks)
@@ -120,20 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = make_spec(args, rest, out)
         jobs, rows = sort_jobs(spec, names, parts)
         return Run(spec, jobs, rows, block).run()
-
-
-# ----------------------------------------------------------------------------- options
-
-
-def _check_options(rest: Sequence[str]) -> None:
-    """Refuse options that each job has a value of its own of."""
-    for option in rest:
-        name = option.partition("=")[0].removeprefix("--")
-        if option.startswith("--") and name in OWN_OPTIONS:
-            raise ConfigError(
-                f"--{name} is not possible here: each task has a training of its own, "
-                "in --out, on its utterances of --data"
-            )
 
 
 def _out(args: argparse.Namespace) -> Path:

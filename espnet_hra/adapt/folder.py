@@ -18,7 +18,7 @@ from espnet_hra.names import from_key
 _CONFIG, _CHECKPOINT, _IDENTITY = "config.yaml", "latest.pth", "model.json"
 
 #: Options of ESPnet that each job has its own value of, or that make no sense here.
-OWN_OPTIONS = (
+_OWN_OPTIONS = (
     "output_dir",
     "train_data_path_and_name_and_type",
     "valid_data_path_and_name_and_type",
@@ -40,6 +40,17 @@ _DEFAULTS = (
     *("--use_tensorboard", "false"),
     *("--use_matplotlib", "false"),
 )
+
+
+def check_options(rest: Sequence[str]) -> None:
+    """Refuse options that each job has a value of its own of."""
+    for option in rest:
+        name = option.partition("=")[0].removeprefix("--")
+        if option.startswith("--") and name in _OWN_OPTIONS:
+            raise ConfigError(
+                f"--{name} is not possible here: each task has a training of its own, "
+                "in --out, on its utterances of --data"
+            )
 
 
 def check_out(out: Path, init_adapter: str | None) -> None:
@@ -77,7 +88,7 @@ def _espnet_args(
             f"--ngpu {found.ngpu}: a task trains on one GPU; for several, "
             "--parallel with env: local_gpu, n_workers, and --ngpu 1"
         )
-    for name in OWN_OPTIONS[5:]:
+    for name in _OWN_OPTIONS[5:]:
         if getattr(found, name, False):
             raise ConfigError(f"{name}: true is not possible here; leave it out")
     if found.init_param:

@@ -11,7 +11,7 @@ from espnet2.utils import config_argparse
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
 from espnet_hra.errors import one_line
-from espnet_hra.espnet.inference import inference
+from espnet_hra.espnet.decoding import inference
 
 _OWN = (
     "task",

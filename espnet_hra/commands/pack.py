@@ -11,9 +11,6 @@ from pathlib import Path
 from espnet_hra.commands.info import add_info, info_of
 from espnet_hra.errors import BaseModelError
 from espnet_hra.files import archive
-from espnet_hra.packs.build import base_pack, task_pack
-from espnet_hra.packs.card import About, read_results
-from espnet_hra.packs.hub import upload
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -86,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.model is not None:
         _make(args)
     if args.upload is not None:
+        from espnet_hra.packs.hub import upload
+
         print(upload(args.out, args.upload, args.private))
 
 
@@ -114,7 +113,9 @@ def _make(args: argparse.Namespace) -> None:
 
 def _fill(args: argparse.Namespace, folder: Path, name: str) -> None:
     """Make the pack in a folder."""
-    from espnet_hra.espnet.models import checkpoint_tasks, find_model
+    from espnet_hra.espnet.models import find_model, known_tasks
+    from espnet_hra.packs.build import base_pack, task_pack
+    from espnet_hra.packs.card import About, read_results
 
     found = find_model(args.model, args.pretrained_model)
     info = info_of(args)
@@ -128,16 +129,13 @@ def _fill(args: argparse.Namespace, folder: Path, name: str) -> None:
         where=args.upload or Path(args.out).name,
     )
     names = args.task or args.tasks
-    tasks = _split(names)
     if names == "all":
-        tasks = sorted({*checkpoint_tasks(found), *found.store.names})
+        tasks = list(known_tasks(found))
+    elif names == "none" and not args.task:
+        tasks = []
+    else:
+        tasks = list(dict.fromkeys(re.split(r"[\s,]+", names.strip())))
     if args.task:
         task_pack(args.model, folder, about, tasks, args.pretrained_model)
-        return
-    if names == "none":
-        tasks = []
-    base_pack(args.model, folder, about, tasks, args.half, args.pretrained_model)
-
-
-def _split(names: str) -> list[str]:
-    return list(dict.fromkeys(re.split(r"[\s,]+", names.strip())))
+    else:
+        base_pack(args.model, folder, about, tasks, args.half, args.pretrained_model)

@@ -74,7 +74,7 @@ def copy_recipe(destination: Path, force: bool = False) -> Path:
             with open(whole / "path.sh", "a", encoding="utf-8") as file:
                 file.write(_PATH.format(shlex.quote(os.path.dirname(sys.executable))))
             if target.exists():
-                shutil.copytree(whole, target, dirs_exist_ok=True)
+                _copy(whole, target)
             else:
                 os.rename(whole, target)
     except OSError as error:
@@ -91,13 +91,29 @@ def collect(source: Path, target: Path) -> None:
     """
     target.mkdir(parents=True)
     for name in PARTS:
-        if (source / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-            shutil.copytree(source / name, target / name, ignore=ignored)
-        elif (source / name).is_file():
-            shutil.copy(source / name, target / name)
+        if (source / name).exists():
+            _copy(source / name, target / name)
     for name in ("run.sh", "hra.sh"):
-        (target / name).chmod(0o755)  # which a wheel may lose
+        _make_program(target / name)  # which a wheel may lose
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or folder, without caches, with the rights that the umask gives."""
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for path in source.iterdir():
+            if not path.name.startswith((".", "__pycache__")):
+                _copy(path, target / path.name)
+    else:
+        shutil.copyfile(source, target)
+        if os.access(source, os.X_OK):
+            _make_program(target)
+
+
+def _make_program(path: Path) -> None:
+    """Let those run a file who may read it."""
+    mode = path.stat().st_mode
+    path.chmod(mode | (mode & 0o444) >> 2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         beam_size=args.beam_size,
         ctc_weight=1.0 if args.ctc_greedy else 0.5,
     )
-    rate = requirements_from_config(speech2text.asr_train_args).sample_rate
+    requirements = requirements_from_config(speech2text.asr_train_args)
+    rate, frames = requirements.sample_rate, requirements.frames
     failed = False
     for start in range(0, len(args.files), args.batch_size):
         batch: list[tuple[str, np.ndarray]] = []
@@ -76,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             except AudioError as e:
                 print(f"espnet-hra transcribe: {e}", file=sys.stderr)
                 failed = True
-        for name, text in zip(
-            [name for name, _ in batch], _decode(speech2text, [w for _, w in batch])
-        ):
+        # Shorter than a window of the frontend: there is nothing to be heard in it.
+        long = [w for _, w in batch if frames is None or frames(len(w)) > 0]
+        texts = iter(_decode(speech2text, long))
+        for name, wave in batch:
+            text = next(texts) if frames is None or frames(len(wave)) > 0 else ""
             print(text if len(args.files) == 1 else f"{name}\t{text}", flush=True)
     return int(failed)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
+from espnet_hra.data.recordings import expected_size
 from espnet_hra.errors import UserError
 from espnet_hra.files import atomic
 
@@ -65,8 +66,7 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
             samples, rate = _read_with_av(path)
         else:
             try:
-                samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-                samples = samples.mean(axis=1)
+                samples, rate = _read_with_soundfile(path)
             except soundfile.LibsndfileError:
                 samples, rate = _read_with_av(path)
     except OSError as error:
@@ -75,6 +75,29 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
         raise AudioError(f"no audio in {path}")
     if not np.isfinite(samples).all():
         raise AudioError(f"samples that are not numbers in {path}")
+    return samples, rate
+
+
+def _read_with_soundfile(path: str) -> tuple[np.ndarray, int]:
+    """Read a recording with libsndfile, mixed down to one channel.
+
+    Raises:
+        AudioError: It ends before its header says so. libsndfile takes that for a
+            shorter recording.
+    """
+    with open(path, "rb") as file:
+        missing = (expected_size(file, 0) or 0) - os.path.getsize(path)
+    with soundfile.SoundFile(path) as sound:
+        promised, rate = sound.frames, sound.samplerate
+        try:
+            samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path} is cut short or damaged: {error}") from error
+    if missing > 0 or len(samples) < promised < 1 << 62:
+        raise AudioError(
+            f"{path} is cut short: it ends before its header says so; copy or convert "
+            "it again from its source"
+        )
     return samples, rate
 
 

@@ -202,7 +202,7 @@ def _measure(entry: str) -> tuple[_Levels, int | None, int]:
         raise _Flaw("empty audio", f"the file has no bytes: {path}", _REMEDY_COPY)
     try:
         with open(path, "rb") as handle:
-            missing = (_expected_size(handle, offset or 0) or 0) - info.st_size
+            missing = (expected_size(handle, offset or 0) or 0) - info.st_size
     except OSError as error:
         raise _Flaw(
             "unreadable audio", f"{error.strerror or error}: {path}", _REMEDY_COPY
@@ -215,6 +215,21 @@ def _measure(entry: str) -> tuple[_Levels, int | None, int]:
             _REMEDY_COPY,
         )
     return _measure_file(path) if offset is None else _measure_ark(path, offset)
+
+
+def rate_of(entry: str) -> int | None:
+    """The rate of a recording in Hz, from its header; None if it does not say.
+
+    Args:
+        entry: Of a ``wav.scp``. What cannot be opened has no rate.
+    """
+    ark = None if _exists(entry) else _ARK_ENTRY.fullmatch(entry)
+    try:
+        if ark is None:
+            return soundfile.info(entry).samplerate if _exists(entry) else None
+        return _measure_ark(ark["path"], int(ark["offset"]))[1]
+    except (_Flaw, OSError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _measure_file(path: str) -> tuple[_Levels, int, int]:
@@ -291,7 +306,7 @@ def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
     return levels, rate, 1 if value.ndim == 1 else value.shape[1]
 
 
-def _expected_size(handle: BinaryIO, base: int) -> int | None:
+def expected_size(handle: BinaryIO, base: int) -> int | None:
     """The size that a file must at least have, by the header of a recording in it.
 
     libsndfile takes a file that ends early for a shorter recording. Only the header

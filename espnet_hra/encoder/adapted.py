@@ -8,7 +8,9 @@ drop) goes on as it was.
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +29,14 @@ from espnet_hra.tasks.fingerprint import walk
 
 #: Keys of `encoder_conf` that are not the wrapped encoder's.
 OWN_KEYS = ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
+
+
+#: What a training by ESPnet's own task is told.
+STOCK_TASK = (
+    "{} trains this model, and knows nothing of a frozen base: it would stay random, "
+    "or decoder and CTC would be trained as well. Give the same options to `espnet-hra "
+    "train` (python -m espnet_hra.bin.asr_train), and the base as --pretrained_model"
+)
 
 
 class AdaptedEncoder(TaskInterface, torch.nn.Module):
@@ -81,6 +91,7 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         self.surroundings: dict[str, Any] = {}
         self._identity = Identity(backbone_fingerprint)
         self._passes = Passes()
+        self._stock_task = _built_by_stock_task()
         self.train(self.training)
 
     # ------------------------------------------------------------------- forward
@@ -91,8 +102,10 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         Raises:
             TaskError: Several tasks and no choice, or a choice that does not fit.
             RuntimeError: The backbone's weights are not those that the configuration
-                names.
+                names, or ESPnet's own task trains it.
         """
+        if self._stock_task and self.training and torch.is_grad_enabled():
+            raise RuntimeError(STOCK_TASK.format(self._stock_task))
         with self.adapter.heads.hold():
             names = self._names(args[0] if args else kwargs["xs_pad"])
             if len(set(names)) > 1 and not self.adapter.mixes:
@@ -161,6 +174,14 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         if not self.adapter.backbone_dropout:
             freeze_dropout(self, mode, except_under="adapter")
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # ESPnet's models add a layer later: the one that feeds an intermediate CTC
+        # back. It belongs to the backbone.
+        later = "adapter" in self.__dict__.get("_modules", {}) and name != "adapter"
+        if later and isinstance(value, torch.nn.Module):
+            value.requires_grad_(False)
 
     def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
         """As ``Module.parameters``, quick with many tasks as well."""
@@ -243,6 +264,23 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         self._passes = Passes()
         if self.adapter.heads.stored is not None:
             self.adapter.heads.stored.adopt(folder.reader_for(self))
+
+
+def _built_by_stock_task() -> str:
+    """Name of the ESPnet task that builds an encoder, if it is not ours; else "".
+
+    ESPnet's tasks give an encoder no sign of who builds it, so the callers are asked.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("espnet2.tasks.", "espnet3.systems.")):
+            builder = frame.f_locals.get("cls")
+            if getattr(builder, "freezes_base", False):
+                return ""
+            return getattr(builder, "__name__", module)
+        frame = frame.f_back
+    return ""
 
 
 def _blank(backbone_class: type) -> AdaptedEncoder:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,27 @@ _CHECKPOINTS = (
 )
 
 
+#: Keys that configurations of one ESPnet task alone have.
+_TELLTALE = {
+    "deliberationencoder": "slu",
+    "src_token_list": "st",
+    "promptencoder": "s2t_ctc",
+    "joint_network_conf": "asr_transducer",
+    "asr_encoder": "enh_s2t",
+    "generator": "uasr",
+    "num_classes": "hubert",
+    "lm": "lm",
+}
+
+
+def espnet_task_of(config: Mapping[str, Any]) -> str:
+    """The ESPnet task of a saved configuration, by the keys that it alone has."""
+    for key, name in _TELLTALE.items():
+        if key in config:
+            return name
+    return "s2t" if config.get("preprocessor") == "s2t" else "asr"
+
+
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
     """An opened base.
@@ -110,6 +131,12 @@ class BaseModel:
         if self.config_file is None:
             return {}
         config = read_yaml(self.config_file, BaseModelError)
+        other = espnet_task_of(config)
+        if other != "asr":
+            raise BaseModelError(
+                f"{self.source}: this model is of the ESPnet task {other}, which would "
+                "become another model as one of asr; only models of asr can be adapted"
+            )
         lacking = [k for k in ("encoder", "token_list") if not config.get(k)]
         if lacking:
             raise BaseModelError(

@@ -4,8 +4,12 @@ import argparse
 import collections
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from espnet_hra.data import checks
 from espnet_hra.data.lists import read_entries, read_list, write_lists, write_subset
@@ -13,6 +17,7 @@ from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.espnet import ctc
 from espnet_hra.espnet.model import DATA_NAME
+from espnet_hra.files import atomic
 from espnet_hra.names import listing
 
 logger = logging.getLogger(__name__)
@@ -29,6 +34,64 @@ def messages(level: int | str) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(logging.NOTSET)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Complete and refuse options before anything is read.
+
+    Raises:
+        ConfigError: They would train something else than they say.
+    """
+    for key in ("optim_conf", "scheduler_conf"):
+        setattr(args, key, _numbers(getattr(args, key, None)))
+    if getattr(args, "use_adapter", False):
+        raise ConfigError(
+            "use_adapter: true is ESPnet's own LoRA, whose weights a checkpoint of an "
+            "adapter does not hold: take it out, and choose the adapter by "
+            "encoder_conf: {adapter: lora}"
+        )
+    if args.ngpu > 0 and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--ngpu {args.ngpu}: torch sees no GPU here; --ngpu 0 trains on the CPU"
+        )
+
+
+def _numbers(value: Any) -> Any:
+    """Numbers that YAML reads as words: 1e-3, for which it wants 1.0e-3."""
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(one) for one in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.I):
+        return float(value)
+    return value
+
+
+@contextlib.contextmanager
+def config_kept(folder: Path) -> Iterator[None]:
+    """A block whose failure leaves the configuration of a finished training there.
+
+    ESPnet writes ``config.yaml`` before it looks whether it can go on from what is in
+    the folder. The file must go on to belong to the checkpoints beside it.
+    """
+    files = {name: folder / name for name in ("config.yaml", "checkpoint.pth")}
+    before = {name: _stat(path) for name, path in files.items()}
+    kept = files["config.yaml"].read_bytes() if before["config.yaml"] else b""
+    try:
+        yield
+    except BaseException:
+        same = _stat(files["checkpoint.pth"]) == before["checkpoint.pth"]
+        if kept and before["checkpoint.pth"] and same:
+            atomic.write(files["config.yaml"], kept)
+        raise
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def check_data(args: argparse.Namespace) -> None:

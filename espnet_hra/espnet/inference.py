@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from espnet2.bin import asr_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
-from espnet2.torch_utils.device_funcs import is_out_of_memory_error
 
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
-from espnet_hra.errors import TaskError
+from espnet_hra.errors import DataError, TaskError
+from espnet_hra.espnet.inputs import (
+    Wave,
+    as_wave,
+    check_greedy,
+    named,
+    out_of_memory,
+)
 from espnet_hra.espnet.model import decode_names
 from espnet_hra.espnet.models import Found, find_model, find_tasks
 from espnet_hra.espnet.seam import standing_in
@@ -29,7 +34,6 @@ from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
 
-Wave = torch.Tensor | np.ndarray
 #: One n-best list: (text, tokens, token ids, hypothesis), as ESPnet returns it.
 NBest = list[tuple[str | None, list[str], list[int], Any]]
 #: A model and its configuration.
@@ -108,6 +112,8 @@ class Speech2Text(asr_inference.Speech2Text):
         builder = _Builder(pretrained_model, ready)
         with standing_in(asr_inference, ASRTask=builder):
             super().__init__(asr_train_config, asr_model_file, *args, **kwargs)
+        if ctc_greedy:
+            check_greedy(self.asr_model)
         self.ctc_greedy = ctc_greedy
         if store is None and asr_model_file is not None:
             store = TaskStore(Path(asr_model_file).parent / FOLDER)
@@ -269,7 +275,7 @@ class Speech2Text(asr_inference.Speech2Text):
         if utt2task is not None:
             if task is not None:
                 raise TaskError("give the task of a call by task or by utt2task, once")
-            task = _named(utt2task)
+            task = named(utt2task)
         if task is not None:
             if self._heads is None:
                 raise TaskError(f"task {task!r}: this model has no adapter")
@@ -277,11 +283,12 @@ class Speech2Text(asr_inference.Speech2Text):
                 return self(speech)
         if isinstance(speech, list | tuple):
             return self.batch_decode(speech)
+        wave = as_wave(speech)
         with self._request(None, None):
             if self.ctc_greedy:
-                waves: list[Any] = [speech]
+                waves: list[Any] = [wave]
                 return self.batch_decode(waves)[0]
-            return super().__call__(speech)
+            return super().__call__(wave)
 
     @torch.no_grad()
     def batch_decode(
@@ -307,12 +314,12 @@ class Speech2Text(asr_inference.Speech2Text):
             One n-best list per utterance, in the given order.
         """
         if isinstance(speech, (list, tuple)):
-            waves = [torch.as_tensor(wave).reshape(-1) for wave in speech]
+            waves = [as_wave(wave) for wave in speech]
         elif speech_lengths is None:
             raise ValueError("speech_lengths is required for a padded speech array")
         else:
             lengths = torch.as_tensor(speech_lengths).tolist()
-            waves = [torch.as_tensor(w)[:n] for w, n in zip(speech, lengths)]
+            waves = [as_wave(w[:n]) for w, n in zip(speech, lengths)]
         with self._request(utt2task, utt2task_lengths) as choice:
             if self.ctc_greedy:
                 return self._split_if_too_large(self._greedy, waves, choice)
@@ -371,8 +378,13 @@ class Speech2Text(asr_inference.Speech2Text):
             with self.asr_model.encoder.use_task(names):
                 return decode(waves)
         except Exception as e:  # only running out of memory is handled
-            if not is_out_of_memory_error(e) or len(waves) == 1:
+            if not out_of_memory(e):
                 raise
+            if len(waves) == 1:
+                raise DataError(
+                    f"an utterance of {len(waves[0]):,} samples does not fit into "
+                    "memory: cut it where nobody speaks, and decode the parts"
+                ) from e
         half = (len(waves) + 1) // 2
         return [
             result
@@ -431,65 +443,3 @@ class Speech2Text(asr_inference.Speech2Text):
             )
             results.append([(text, tokens, ids.tolist(), hypothesis)])
         return results
-
-
-def _named(utt2task: Wave | Sequence[Wave]) -> str | list[str]:
-    """The names in arrays as the data loader gives them.
-
-    Raises:
-        TaskError: They are none.
-    """
-    if isinstance(utt2task, list | tuple):
-        return [str(_named(one)) for one in utt2task]
-    try:
-        codes = torch.as_tensor(utt2task)
-        (name,) = decode_names(codes[None], torch.tensor([len(codes)]))
-        return name
-    except (TypeError, ValueError, IndexError, RuntimeError) as e:
-        raise TaskError(
-            f"utt2task: {utt2task!r} is no task as a data loader gives it ({e}); give "
-            "task=NAME, or one name per utterance"
-        ) from e
-
-
-class _Opener:
-    """Stands for ESPnet's ``Speech2Text`` in its decoding loop, which only opens one.
-
-    Args:
-        extra: Arguments of :class:`Speech2Text` that ESPnet's loop does not know.
-        without_task: Whether the plain backbone decodes.
-    """
-
-    def __init__(self, extra: dict[str, Any], without_task: bool):
-        self._extra, self._without_task = extra, without_task
-
-    def from_pretrained(
-        self, model_tag: str | None = None, **kwargs: Any
-    ) -> Speech2Text:
-        """See :meth:`Speech2Text.from_pretrained`."""
-        opened = Speech2Text.from_pretrained(model_tag, **{**kwargs, **self._extra})
-        if self._without_task:
-            opened.set_task(None)
-        return opened
-
-
-def inference(args: argparse.Namespace, extra: dict[str, Any]) -> None:
-    """Run ESPnet's decoding loop with this module's ``Speech2Text``.
-
-    Args:
-        args: Options of ``espnet2.bin.asr_inference``.
-        extra: Further arguments of :class:`Speech2Text`, and `without_task`.
-
-    Raises:
-        TaskError: A task is given, and that there shall be none.
-    """
-    options = {k: v for k, v in vars(args).items() if k != "config"}
-    extra = dict(extra)
-    without_task = extra.pop("without_task", False)
-    if without_task and extra.get("task") is not None:
-        raise TaskError(
-            f"--task {extra['task']} and --without_task true exclude each other"
-        )
-    opener = _Opener(extra, without_task)
-    with standing_in(asr_inference, Speech2Text=opener, ASRTask=HRATask):
-        asr_inference.inference(**options)

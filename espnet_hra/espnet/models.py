@@ -14,6 +14,7 @@ needs ESPnet's own tasks, whose import takes seconds;
 """
 
 import dataclasses
+import datetime
 import functools
 import json
 import re
@@ -24,7 +25,7 @@ from espnet_hra.errors import BaseModelError, TaskError
 from espnet_hra.espnet.base import open_base, read_config
 from espnet_hra.files import archive
 from espnet_hra.files.config import MAX_BYTES
-from espnet_hra.names import PREFIX, TASK_NAME
+from espnet_hra.names import PREFIX, TASK_NAME, listing
 from espnet_hra.tasks.config import read_tasks
 from espnet_hra.tasks.file import SUFFIX
 from espnet_hra.tasks.store import FOLDER, TaskStore
@@ -66,6 +67,12 @@ class Found:
                 "give the experiment folder"
             )
         return read_config(self.config_file)
+
+    @property
+    def date(self) -> str:
+        """The day that its checkpoint was written, e.g. 2026-01-31."""
+        changed = self.model_file.stat().st_mtime
+        return datetime.datetime.fromtimestamp(changed, datetime.UTC).date().isoformat()
 
 
 # ---------------------------------------------------------------------------- finding
@@ -263,9 +270,7 @@ def checkpoint_tasks(found: Found) -> tuple[str, ...]:
     Raises:
         BaseModelError: The configuration is not readable, or of another model.
     """
-    if found.config_file is None:
-        raise BaseModelError(f"{found.source}: there is no config.yaml beside it")
-    config = read_config(found.config_file)
+    config = found.read_config()
     conf = config.get("encoder_conf")
     if not str(config.get("encoder")).startswith(PREFIX) or not isinstance(conf, dict):
         raise BaseModelError(
@@ -274,3 +279,14 @@ def checkpoint_tasks(found: Found) -> tuple[str, ...]:
         )
     removed = found.store.removed
     return tuple(n for n in read_tasks(conf.get("tasks")) if n not in removed)
+
+
+def known_tasks(found: Found) -> tuple[str, ...]:
+    """All tasks of a model, in alphabetical order. Errors as of the above."""
+    return tuple(sorted({*checkpoint_tasks(found), *found.store.names}))
+
+
+def unknown_task(found: Found, name: str) -> TaskError:
+    """The error that a model has no task of a name."""
+    known = listing(known_tasks(found))
+    return TaskError(f"unknown task {name!r}; known tasks: {known}")

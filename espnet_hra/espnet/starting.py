@@ -53,7 +53,16 @@ def load_named_base(
     """
     assert isinstance(model.encoder, AdaptedEncoder), "asked for adapted models only"
     expected = getattr(args, "base_fingerprint", None)
-    found = load_base(model, open_base(source), expected, new_tokens)
+    try:
+        base = open_base(source)
+    except BaseModelError as e:
+        if not expected:
+            raise
+        raise BaseModelError(
+            f"{e}. It is the base of a saved model: where it is now can be said with "
+            "--pretrained_model (in Python, pretrained_model=)"
+        ) from e
+    found = load_base(model, base, expected, new_tokens)
     local = Path(source).expanduser()
     args.pretrained_model = str(local.resolve()) if local.exists() else source
     args.base_fingerprint = found

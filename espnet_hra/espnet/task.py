@@ -22,7 +22,13 @@ from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import ctc, params, registry, starting
 from espnet_hra.espnet.base import open_base, read_config, token_hash
-from espnet_hra.espnet.checking import check_data, messages, settle_new_tokens
+from espnet_hra.espnet.checking import (
+    check_data,
+    check_options,
+    config_kept,
+    messages,
+    settle_new_tokens,
+)
 from espnet_hra.espnet.model import (
     ADAPTER_PREFIX,
     DATA_NAME,
@@ -48,6 +54,9 @@ class HRATask(ASRTask):
     """Speech recognition with a frozen base and an adapter."""
 
     trainer = AdapterTrainer
+
+    #: Encoders that are built for training ask for it.
+    freezes_base = True
 
     # ------------------------------------------------------------------- options
 
@@ -127,6 +136,7 @@ class HRATask(ASRTask):
     ) -> None:
         """Train. Options as of ``espnet2.bin.asr_train`` and those above."""
         args = cls.parse(cmd) if args is None else args
+        check_options(args)
         if not (args.collect_stats or args.dry_run or args.print_config):
             if args.encoder.startswith(PREFIX):
                 starting.base_source(
@@ -136,7 +146,8 @@ class HRATask(ASRTask):
             if args.check_data:
                 with messages(args.log_level):
                     check_data(args)
-        super().main(args=args)
+        with config_kept(Path(args.output_dir)):
+            super().main(args=args)
 
     # ---------------------------------------------------------------------- data
 

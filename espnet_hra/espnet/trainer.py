@@ -10,6 +10,7 @@ it is copied here; ``run`` is called within three changes that last as long as i
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from espnet2.train.reporter import Reporter
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.stepping import used_only
+from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.files import atomic
@@ -54,13 +56,36 @@ class AdapterTrainer(espnet_trainer.Trainer):
     def train_one_epoch(cls, **kwargs: Any) -> bool:
         """As ESPnet's, without looking at tasks that a step did not use."""
         with used_only(kwargs["optimizers"]):
-            return super().train_one_epoch(**kwargs)
+            stopped = super().train_one_epoch(**kwargs)
+        losses = [one.value for one in kwargs["reporter"].stats["loss"]]
+        check_finite(losses, kwargs["reporter"].get_epoch())
+        return stopped
 
     @classmethod
     def plot_attention(cls, model: Any, **kwargs: Any) -> None:
         """As ESPnet's, in full precision: NumPy and its plots know no bfloat16."""
         with model.full_precision():
             super().plot_attention(model=model, **kwargs)
+
+
+def check_finite(losses: Sequence[float], epoch: int) -> None:
+    """Refuse to go on where nothing is learned any more.
+
+    ESPnet leaves out updates without finite gradients, in one line of its log each, and
+    a training of nothing else ends as if it were one.
+
+    Raises:
+        ConfigError: The latest quarter of an epoch's losses are no numbers.
+    """
+    latest = losses[-max(1, len(losses) // 4) :]
+    if latest and not any(map(math.isfinite, latest)):
+        first = next(i for i, loss in enumerate(losses, 1) if not math.isfinite(loss))
+        raise ConfigError(
+            f"the training loss is not a number from batch {first} of epoch {epoch} "
+            "on, and nothing is learned: take a lower rate (optim_conf: lr), or clip "
+            "gradients (grad_clip); if it is so from the first batch on, see whether "
+            "the base decodes (stage 9), and validate the data"
+        )
 
 
 def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:

@@ -17,7 +17,6 @@ A *task pack* holds task files, ``hra_pack.json`` that names the base by tag and
 fingerprint, and a model card.
 """
 
-import datetime
 import json
 import os
 import shutil
@@ -27,10 +26,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.errors import BaseModelError, TaskError
+import torch
+from espnet2 import __version__ as espnet_version
+
+from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet.building import build
+from espnet_hra.espnet.models import (
+    BASE_FORMAT,
+    MANIFEST,
+    TASK_FORMAT,
+    Found,
+    find_model,
+    unknown_task,
+)
 from espnet_hra.files import atomic
 from espnet_hra.files.config import write_yaml
-from espnet_hra.names import ENCODER_HINT, listing
+from espnet_hra.names import ENCODER_HINT
 from espnet_hra.packs.card import About, base_card, own_rows, scores_of, task_card
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.version import __version__
@@ -76,16 +87,8 @@ def base_pack(
         BaseModelError: The model is incomplete, or has no adapter.
         TaskError: A task is unknown.
     """
-    import torch
-
-    from espnet_hra.espnet.building import build
-    from espnet_hra.espnet.models import BASE_FORMAT, find_model
-
-    found = find_model(model, pretrained_model)
-    built, trained = build(found, pretrained_model)
-    about = replace(about, results=own_rows(about.results, built, trained))
+    found, built, about = _open(model, about, tasks, pretrained_model)
     encoder = built.encoder
-    _load_tasks(found, encoder, tasks)
     state = {
         key: tensor.detach().clone()
         for key, tensor in built.state_dict().items()
@@ -108,30 +111,33 @@ def base_pack(
         config["base_fingerprint"] = None
         config["encoder_conf"]["backbone_fingerprint"] = None
         write_yaml(folder / "config.yaml", config)
-        packed, trained = build(find_model(str(folder)))
-        config["base_fingerprint"] = trained.base_fingerprint
-        config["encoder_conf"]["backbone_fingerprint"] = trained.base_fingerprint[
-            "encoder"
-        ]
+        packed, rounded = build(find_model(str(folder)))
+        config["base_fingerprint"] = rounded.base_fingerprint
+        own = rounded.base_fingerprint["encoder"]
+        config["encoder_conf"]["backbone_fingerprint"] = own
     write_yaml(folder / "config.yaml", config)
     identity = packed.encoder.identity()
     files = _write_tasks(found, encoder, identity, tasks, folder, about, not half)
     _write_manifest(folder, BASE_FORMAT, identity, about.base_tag, files)
-    atomic.write(
-        folder / "README.md", base_card(about, packed, files, half).rstrip("\n") + "\n"
-    )
+    atomic.write(folder / "README.md", base_card(about, packed, files, half))
 
 
-def _load_tasks(found: Any, encoder: Any, tasks: Sequence[str]) -> None:
-    """Load those tasks that are files; refuse unknown ones."""
+def _open(
+    model: str, about: About, tasks: Sequence[str], pretrained_model: str | None
+) -> tuple[Found, Any, About]:
+    """The model with these tasks loaded, and what is said about it and no other."""
+    found = find_model(model, pretrained_model)
+    built, trained = build(found, pretrained_model)
+    encoder = built.encoder
     for name in {*found.store.names, *found.store.removed}.intersection(encoder.tasks):
         encoder.remove_task(name)
-    known = sorted({*encoder.tasks, *found.store.names})
     for name in tasks:
-        if name not in known:
-            raise TaskError(f"unknown task {name!r}; known tasks: {listing(known)}")
         if name not in encoder.adapter.heads:
+            if name not in found.store:
+                raise unknown_task(found, name)
             encoder.load_task(found.store.path(name))
+    own = own_rows(about.results, built, trained)
+    return found, built, replace(about, results=own)
 
 
 def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -159,9 +165,6 @@ def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_meta(folder: Path, timestamp: float) -> None:
-    import torch
-    from espnet2 import __version__ as espnet_version
-
     # Every name under files and yaml_files becomes an argument of ESPnet's
     # Speech2Text, which refuses unknown ones: nothing may be added here.
     meta = {
@@ -199,24 +202,16 @@ def task_pack(
         BaseModelError: The model is incomplete, or has no adapter.
         TaskError: A task is unknown.
     """
-    from espnet_hra.espnet.building import build
-    from espnet_hra.espnet.models import TASK_FORMAT, find_model
-
-    found = find_model(model, pretrained_model)
-    built, trained = build(found, pretrained_model)
-    about = replace(about, results=own_rows(about.results, built, trained))
+    found, built, about = _open(model, about, tasks, pretrained_model)
     encoder = built.encoder
-    _load_tasks(found, encoder, tasks)
     identity = encoder.identity()
     files = _write_tasks(found, encoder, identity, tasks, folder, about, False)
     _write_manifest(folder, TASK_FORMAT, identity, about.base_tag, files)
-    atomic.write(
-        folder / "README.md", task_card(about, encoder, files).rstrip("\n") + "\n"
-    )
+    atomic.write(folder / "README.md", task_card(about, encoder, files))
 
 
 def _write_tasks(
-    found: Any,
+    found: Found,
     encoder: Any,
     identity: Mapping[str, Any],
     tasks: Sequence[str],
@@ -226,9 +221,6 @@ def _write_tasks(
 ) -> dict[str, taskfile.TaskFile]:
     """Write the files of tasks; `exact`: those that exist are copied as they are."""
     files: dict[str, taskfile.TaskFile] = {}
-    changed = datetime.datetime.fromtimestamp(
-        found.model_file.stat().st_mtime, datetime.UTC
-    )
     for name in tasks:
         path = folder / "tasks" / f"{name}{taskfile.SUFFIX}"
         path.parent.mkdir(exist_ok=True)
@@ -236,7 +228,7 @@ def _write_tasks(
             shutil.copyfile(found.store.path(name), path)
         else:
             info = {
-                "date": changed.date().isoformat(),
+                "date": found.date,
                 "license": about.license,
                 "languages": about.languages or None,
                 "data": about.data,
@@ -258,8 +250,6 @@ def _write_manifest(
     tag: str | None,
     files: Mapping[str, taskfile.TaskFile],
 ) -> None:
-    from espnet_hra.espnet.models import MANIFEST
-
     manifest = {
         "format": form,
         "base": {"tag": tag, **identity},

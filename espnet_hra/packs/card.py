@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet import params
 from espnet_hra.files.tables import TableError, markdown, read_table
 from espnet_hra.report.results import FROZEN, TSV, Row
 from espnet_hra.tasks import file as taskfile
@@ -71,8 +72,6 @@ def own_rows(rows: Sequence[Row], model: Any, config: argparse.Namespace) -> lis
 
     A ``results.tsv`` has many methods and seeds, with names that their users chose.
     """
-    from espnet_hra.espnet import params
-
     counts = params.count(model)
     own = (counts["shared"], counts["one_task"], config.seed)
     return [
@@ -178,8 +177,6 @@ def base_card(
     about: About, model: Any, files: Mapping[str, taskfile.TaskFile], half: bool
 ) -> str:
     """The card of a base pack."""
-    from espnet_hra.espnet import params
-
     counts, encoder = params.count(model), model.encoder
     title, tag, text = _kind(encoder)
     rows = [(row.method == FROZEN, vars(row)) for row in about.results]
@@ -234,7 +231,7 @@ speech2text.asr_model.encoder.set_task("{example}")
         parts += ["## Results of the frozen backbone\n", _table(frozen), ""]
     if adapted:
         parts += ["## Results of its tasks\n", _table(adapted), ""]
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def task_card(
@@ -297,7 +294,7 @@ text, *_ = speech2text(waveform)[0]
         parts += ["## Training data\n", *(f"- {n}: {d}" for n, d in described), ""]
     if rows:
         parts += ["## Results\n", _table(rows), ""]
-    return "\n".join(parts)
+    return "\n".join(parts).rstrip("\n") + "\n"
 
 
 def _fingerprints(encoder: Any) -> list[str]:

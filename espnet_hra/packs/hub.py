@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet.models import MANIFEST, read_manifest
 from espnet_hra.files import archive
 from espnet_hra.version import __version__
 
@@ -22,8 +23,6 @@ def upload(pack: str, repo: str, private: bool = False) -> str:
     Raises:
         BaseModelError: This is no pack, or the hub refuses it.
     """
-    from espnet_hra.espnet.models import MANIFEST, read_manifest
-
     path = Path(pack).expanduser()
     with tempfile.TemporaryDirectory() as temporary:
         folder = path

@@ -1,0 +1,73 @@
+"""What users hand over to be decoded, and what is refused."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from espnet2.torch_utils.device_funcs import is_out_of_memory_error
+
+from espnet_hra.errors import ConfigError, DataError, TaskError
+from espnet_hra.espnet.model import decode_names
+
+Wave = torch.Tensor | np.ndarray
+
+
+def check_greedy(model: Any) -> None:
+    """Refuse greedy CTC where there is none, or one for several speakers.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    if getattr(model, "ctc", None) is None:
+        raise ConfigError(
+            "ctc_greedy: this model has no CTC (ctc_weight: 0); leave it out, for "
+            "ESPnet's beam search with the decoder"
+        )
+    if getattr(model, "num_ref", 1) > 1 or getattr(model, "num_inf", 1) > 1:
+        raise ConfigError(
+            "ctc_greedy: this model writes down several speakers at once (PIT); leave "
+            "it out, for ESPnet's beam search"
+        )
+
+
+def as_wave(speech: Any) -> torch.Tensor:
+    """One channel of samples, (samples).
+
+    Raises:
+        DataError: It has another shape.
+    """
+    wave = torch.as_tensor(speech)
+    if wave.dim() > 1 and sum(size != 1 for size in wave.shape) == 1:
+        wave = wave.reshape(-1)
+    if wave.dim() != 1:
+        raise DataError(
+            f"speech of shape {tuple(wave.shape)}: expected one channel, (samples,); "
+            "mix the channels down first, e.g. wave.mean(axis=...), or give a list for "
+            "several utterances"
+        )
+    return wave
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the processor."""
+    return is_out_of_memory_error(error) or "can't allocate memory" in str(error)
+
+
+def named(utt2task: Wave | Sequence[Wave]) -> str | list[str]:
+    """The names in arrays as the data loader gives them.
+
+    Raises:
+        TaskError: They are none.
+    """
+    if isinstance(utt2task, list | tuple):
+        return [str(named(one)) for one in utt2task]
+    try:
+        codes = torch.as_tensor(utt2task)
+        (name,) = decode_names(codes[None], torch.tensor([len(codes)]))
+        return name
+    except (TypeError, ValueError, IndexError, RuntimeError) as e:
+        raise TaskError(
+            f"utt2task: {utt2task!r} is no task as a data loader gives it ({e}); give "
+            "task=NAME, or one name per utterance"
+        ) from e

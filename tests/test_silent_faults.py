@@ -1,0 +1,307 @@
+"""What would go wrong in silence, or end with somebody else's traceback."""
+
+import argparse
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import BASE_CONFIG, make_base
+from small_encoders import DIM, WIDTH, adapted_encoder, batch, loss_of
+from test_training import ADAPTATION, options, streams, train, waves
+
+import espnet_hra
+from espnet_hra import cli
+from espnet_hra.data.audio import AudioError, Conversion, convert, read_audio
+from espnet_hra.errors import BaseModelError, ConfigError, DataError
+from espnet_hra.espnet.base import open_base
+from espnet_hra.espnet.inputs import as_wave, out_of_memory
+from espnet_hra.espnet.trainer import check_finite
+
+
+@pytest.fixture(scope="module")
+def model(an4, base, tmp_path_factory):
+    """A short adaptation."""
+    return train(an4, base, tmp_path_factory.mktemp("model") / "exp", max_epoch=1)
+
+
+# ------------------------------------------------------------- who trains what
+
+
+@pytest.mark.parametrize("more", [[], ["--init_param"]], ids=["alone", "init_param"])
+def test_espnets_own_training_of_an_adapted_encoder_is_refused(
+    more, an4, base, tmp_path
+):
+    """It would train on a random base, or train decoder and CTC as well."""
+    from espnet2.bin import asr_train
+
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    kept = ("token_list", "token_type", "frontend_conf", "normalize", "model_conf")
+    given = {key: config[key] for key in kept} | {
+        "encoder": "hra_conformer",
+        "encoder_conf": {
+            **BASE_CONFIG["encoder_conf"],
+            "adapter_conf": {"controller_size": 8},
+            "tasks": ["female"],
+        },
+        **{k: v for k, v in ADAPTATION.items() if k not in ("encoder_conf",)},
+    }
+    given.pop("check_data")
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(given))
+    if more:
+        more = [*more, str(base / "valid.loss.best.pth")]
+    plain = [
+        word
+        for part, name in (("train", "train"), ("valid", "dev"))
+        for word in streams(an4[name], part)
+        if "utt2task" not in word
+    ]
+    plain = [w for i, w in enumerate(plain) if not _dangling(plain, i)]
+    command = ["--config", str(tmp_path / "train.yaml"), *plain, *more]
+    with pytest.raises(RuntimeError, match="ASRTask trains this.*espnet-hra train"):
+        asr_train.main([*command, "--output_dir", str(tmp_path / "exp")])
+
+
+def _dangling(words, i):
+    """Whether a word is an option without a value."""
+    return words[i].startswith("--") and (
+        i + 1 == len(words) or words[i + 1].startswith("--")
+    )
+
+
+def test_espnets_own_decoding_of_a_base_goes_on_to_work(an4, base):
+    from espnet2.tasks.asr import ASRTask
+
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    config["encoder"] = "hra_conformer"
+    config["encoder_conf"]["adapter_conf"] = {"controller_size": 8}
+    built = ASRTask.build_model(argparse.Namespace(**config)).eval()
+    with torch.no_grad():
+        built.encoder(*batch_of(built))
+    built.train()
+    with pytest.raises(RuntimeError, match="knows nothing of a frozen base"):
+        built.encoder(*batch_of(built))
+
+
+def batch_of(model):
+    xs, lens = batch()
+    width = model.encoder.embed.conv[0].in_channels
+    assert width == 1
+    return torch.nn.functional.pad(xs, (0, 80 - DIM)), lens
+
+
+def test_a_layer_that_comes_later_belongs_to_the_frozen_backbone():
+    """ESPnet's models add the one that feeds an intermediate CTC back."""
+    changes = {"interctc_layer_idx": [1], "interctc_use_conditioning": True}
+    encoder = adapted_encoder("conformer", ["a"], changes=changes).train()
+    encoder.conditioning_layer = torch.nn.Linear(7, WIDTH)
+    learning = [n for n, p in encoder.named_parameters() if p.requires_grad]
+    assert learning and all(name.startswith("adapter.") for name in learning)
+    from espnet2.asr.ctc import CTC
+
+    output = encoder(*batch(), ctc=CTC(7, WIDTH).requires_grad_(False))[0]
+    loss_of(output[0]).backward()
+    assert encoder.conditioning_layer.weight.grad is None
+
+
+def test_espnets_own_adapter_is_refused_beside_ours(an4, base, tmp_path):
+    with pytest.raises(ConfigError, match="use_adapter.*encoder_conf: {adapter: lora}"):
+        train(an4, base, tmp_path / "exp", "--use_adapter", "true")
+    assert not (tmp_path / "exp" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "key, name",
+    [
+        ("deliberationencoder", "slu"),
+        ("promptencoder", "s2t_ctc"),
+        ("src_token_list", "st"),
+        ("joint_network_conf", "asr_transducer"),
+    ],
+)
+def test_a_base_of_another_espnet_task_is_refused_by_name(key, name, base, tmp_path):
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, key: None}))
+    (tmp_path / "valid.loss.best.pth").write_bytes(b"")
+    with pytest.raises(BaseModelError, match=f"of the ESPnet task {name}, which"):
+        open_base(str(tmp_path)).model_config()
+
+
+def test_a_gpu_that_is_not_there_is_refused(an4, base, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="--ngpu 1: torch sees no GPU"):
+        train(an4, base, tmp_path / "exp", "--ngpu", "1")
+
+
+# ------------------------------------------------------------------ what is learned
+
+
+@pytest.mark.parametrize(
+    "losses, first",
+    [([1.0, 2.0, math.nan, math.nan], 3), ([math.inf] * 5, 1), ([math.nan], 1)],
+)
+def test_a_loss_that_is_not_a_number_ends_the_training(losses, first):
+    with pytest.raises(ConfigError, match=f"from batch {first} of epoch 2 on.*lr"):
+        check_finite(losses, 2)
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [math.nan, 1.0], [math.inf, 2.0, 1.0]])
+def test_one_batch_without_a_loss_does_not(losses):
+    check_finite(losses, 1)
+
+
+def test_a_training_that_has_gone_wrong_is_not_done(an4, base, tmp_path):
+    state = torch.load(base / "valid.loss.best.pth", weights_only=True)
+    state["ctc.ctc_lo.bias"].fill_(math.nan)
+    broken = tmp_path / "base"
+    broken.mkdir()
+    torch.save(state, broken / "valid.loss.best.pth")
+    (broken / "config.yaml").write_text((base / "config.yaml").read_text())
+    with pytest.raises(ConfigError, match="the training loss is not a number"):
+        train(an4, broken, tmp_path / "exp")
+    assert not (tmp_path / "exp" / "checkpoint.pth").exists()
+
+
+def test_a_rate_that_yaml_reads_as_a_word_is_a_number(an4, base, tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({**ADAPTATION, "max_epoch": 1}))
+    path.write_text(path.read_text().replace("lr: 0.01", "lr: 1e-2"))
+    assert isinstance(yaml.safe_load(path.read_text())["optim_conf"]["lr"], str)
+    words = options(an4, base, tmp_path / "exp")
+    words[words.index("--config") + 1] = str(path)
+    from espnet_hra.bin import asr_train
+
+    asr_train.main(words)
+    saved = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text())
+    assert saved["optim_conf"]["lr"] == 0.01
+
+
+def test_a_refused_resume_leaves_the_finished_models_configuration(
+    model, an4, base, tmp_path
+):
+    before = (model / "config.yaml").read_bytes()
+    conf = {**ADAPTATION["encoder_conf"], "adapter_conf": {"controller_size": 24}}
+    with pytest.raises(Exception, match="size mismatch|checkpoint"):
+        train(an4, base, model, "--resume", "true", encoder_conf=conf, max_epoch=2)
+    assert (model / "config.yaml").read_bytes() == before
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(model), ctc_greedy=True)
+    assert speech2text(waves(an4)[0], task="male")
+
+
+# --------------------------------------------------------------------- what is heard
+
+
+def test_channels_are_refused_by_their_shape(model, an4):
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(model), ctc_greedy=True, task="male"
+    )
+    wave = np.asarray(waves(an4)[0])
+    expected = speech2text(wave)[0][0]
+    for fine in (wave[:, None], wave[None], wave.tolist()):
+        assert speech2text(np.asarray(fine))[0][0] == expected
+    for several in (np.stack([wave] * 2), np.stack([wave] * 2, axis=1)):
+        for given in (several, [several, wave], torch.from_numpy(several)):
+            with pytest.raises(DataError, match=r"\(2, |, 2\).*one channel"):
+                speech2text(given)
+    speech2text.ctc_greedy = False
+    with pytest.raises(DataError, match="one channel"):
+        speech2text(np.stack([wave] * 2))
+    assert as_wave(np.zeros((1, 0))).shape == (0,)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_decoding_refuses_recordings_of_another_rate(rate, model, an4, tmp_path):
+    path = tmp_path / "one.wav"
+    soundfile.write(path, np.asarray(waves(an4)[0]), rate)
+    (tmp_path / "wav.scp").write_text(f"utt {path}\n")
+    words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
+    words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
+    words += ["--output_dir", str(tmp_path / "out"), "--ctc_greedy", "true"]
+    words += ["--data_path_and_name_and_type", f"{tmp_path / 'wav.scp'},speech,sound"]
+    with pytest.raises(SystemExit, match=f"utt has {rate:,} Hz, and the model wants"):
+        cli.main(["decode", *words])
+    assert not (tmp_path / "out" / "1best_recog").exists()
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".aiff"])
+def test_a_file_cut_short_is_no_shorter_recording(suffix, an4, tmp_path):
+    path = tmp_path / f"cut{suffix}"
+    soundfile.write(path, np.asarray(waves(an4)[0]), 16000)
+    assert read_audio(path)[1] == 16000
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    with pytest.raises(AudioError, match="cut short|cannot read"):
+        read_audio(path)
+    with pytest.raises(AudioError):
+        convert(Conversion(str(path), str(tmp_path / "target.flac")))
+    assert not (tmp_path / "target.flac").exists()
+
+
+def test_a_file_shorter_than_a_window_is_an_empty_text(model, an4, tmp_path, capsys):
+    soundfile.write(tmp_path / "short.wav", np.full(100, 0.1), 16000)
+    soundfile.write(tmp_path / "long.wav", np.asarray(waves(an4)[0]), 16000)
+    files = [str(tmp_path / name) for name in ("short.wav", "long.wav", "short.wav")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["transcribe", *files, "--model", str(model), "--task", "male"])
+    assert not ended.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == files
+    assert lines[0].endswith("\t") and lines[2].endswith("\t")
+
+
+# -------------------------------------------------------------------- raw errors
+
+
+def test_greedy_decoding_of_a_model_without_ctc_is_refused(an4, tmp_path):
+    config = {
+        **BASE_CONFIG,
+        "model_conf": {"ctc_weight": 0.0},
+        "decoder": "transformer",
+        "decoder_conf": {"num_blocks": 1, "linear_units": 16, "attention_heads": 2},
+    }
+    folder = make_base(tmp_path / "attention", an4["tokens"], config)
+    with pytest.raises(ConfigError, match="has no CTC .*beam search"):
+        espnet_hra.Speech2Text.from_pretrained(str(folder), ctc_greedy=True)
+
+
+def test_memory_that_runs_out_on_a_processor_is_known():
+    assert out_of_memory(
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't "
+            "allocate memory: you tried to allocate 400000000000 bytes."
+        )
+    )
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_an_utterance_that_does_not_fit_is_named_by_its_length(model, an4, monkeypatch):
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(model), ctc_greedy=True, task="male"
+    )
+    wave = np.asarray(waves(an4)[0])
+
+    def full(batch):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(speech2text, "_encode", full)
+    with pytest.raises(DataError, match=f"of {len(wave):,} samples does not fit"):
+        speech2text([wave, wave])
+
+
+def test_a_base_that_is_gone_is_named_with_the_remedy(model, base, tmp_path):
+    moved = tmp_path / "exp"
+    moved.mkdir()
+    for name in ("valid.loss.best.pth", "config.yaml"):
+        (moved / name).write_bytes((model / name).read_bytes())
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    config["pretrained_model"] = "/nowhere/base"
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(BaseModelError, match="(?s)/nowhere/base: no such.*--pretr"):
+        espnet_hra.Speech2Text.from_pretrained(str(moved))
+    found = espnet_hra.Speech2Text.from_pretrained(
+        str(moved), pretrained_model=str(base), ctc_greedy=True
+    )
+    assert set(found.tasks) == {"female", "male"}
