@@ -245,7 +245,7 @@ explain_failure() {
         echo "$2 failed with status $3. The end of its log:"
         # Commands are long, and a message that is one line says it all.
         if tail -n 1 "$1" |
-            grep -Eq '^(error|backbone|scoring|asr_[a-z]*|espnet-hra[a-z ]*): '; then
+            grep -Eq '^(error|backbone|asr_[a-z]*|espnet-hra[a-z ]*): '; then
             tail -n 1 "$1"
         elif grep -q '^Traceback' "$1"; then
             grep -v '^+ ' "$1" | tail -n 20

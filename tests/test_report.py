@@ -183,6 +183,8 @@ def test_what_people_write_around_the_tables_stays(tables):
     page.write_text("# By hand\n")
     assert "was not written by this program" in run(tables)
     assert page.read_text() == "# By hand\n"
+    page.write_bytes("# caf\u00e9\n".encode("latin-1"))
+    assert f"{page} cannot be read" in run(tables)
 
 
 def test_many_tasks_and_methods_without_utterances(tmp_path, capsys):
@@ -196,6 +198,15 @@ def test_many_tasks_and_methods_without_utterances(tmp_path, capsys):
     assert "no intervals" in capsys.readouterr().out
     page = (tmp_path / "RESULTS.md").read_text()
     assert "||none|a|b|" in page and "|a_x|1|100|50|19.0|||" in page
+    assert "\n|t49|10.0|11.0|" in page  # many tasks become rows
+
+
+def test_many_methods_of_which_none_has_all_tasks_are_drawn(tmp_path):
+    rows = [Row(f"m{i}", f"t{i}", "test", 1, 1, i, 1, 1, 5.0, 5.0) for i in range(9)]
+    write_table(tmp_path / "results.tsv", rows, Row)
+    assert not run(tmp_path)
+    assert (tmp_path / "results.png").exists()
+    assert not (tmp_path / "tradeoff.png").exists()  # there is no mean to show
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import math
 
 import pytest
 
-from espnet_hra.commands import score
+from espnet_hra import cli
 from espnet_hra.files.tables import read_table
-from espnet_hra.report.page import rate_tables
 from espnet_hra.report.results import Row, Utterance, merge
 from espnet_hra.report.scoring import (
     Errors,
@@ -83,12 +82,17 @@ def corpus(tmp_path):
     return tmp_path
 
 
+COUNTS = ("--shared_params", "5", "--task_params", "6")
+
+
 def run(corpus, method, system, *options):
     arguments = ["--method", method, "--utt2task", str(corpus / "utt2task")]
     for split in ("dev", "test"):
         arguments += ["--ref", f"{split}={corpus / split}.text"]
         arguments += ["--hyp", f"{split}={corpus / system}.{split}"]
-    return score.main([*arguments, "--out_dir", str(corpus / "exp"), *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["score", *arguments, "--out_dir", str(corpus / "exp"), *options])
+    return ended.value.code
 
 
 def test_results_tsv_has_the_agreed_form(corpus):
@@ -106,10 +110,9 @@ def test_results_tsv_has_the_agreed_form(corpus):
 
 
 def test_same_rows_are_replaced_and_others_kept(corpus):
-    counts = ("--shared_params", "5", "--task_params", "6")
-    assert run(corpus, "hra", "bad", *counts, "--seed", "1") == 0
-    assert run(corpus, "hra", "bad", *counts, "--seed", "2") == 0
-    assert run(corpus, "hra", "good", *counts, "--seed", "1") == 0
+    assert run(corpus, "hra", "bad", *COUNTS, "--seed", "1") == 0
+    assert run(corpus, "hra", "bad", *COUNTS, "--seed", "2") == 0
+    assert run(corpus, "hra", "good", *COUNTS, "--seed", "1") == 0
     rows = read_table(corpus / "exp" / "results.tsv", Row)
     assert [(row.seed, row.split, row.task) for row in rows] == [
         (seed, split, task)
@@ -122,7 +125,7 @@ def test_same_rows_are_replaced_and_others_kept(corpus):
 
 
 def test_errors_of_utterances_add_up_and_are_merged_as_rates_are(corpus):
-    counts = ("--shared_params", "5", "--task_params", "6", "--report", "false")
+    counts = (*COUNTS, "--report", "false")
     for seed in ("1", "2"):
         assert run(corpus, "hra", "bad", *counts, "--seed", seed) == 0
     assert run(corpus, "none", "bad", *counts) == 0
@@ -159,15 +162,9 @@ def test_results_md_shows_means_and_changes(corpus):
     (corpus / "times.tsv").write_text("11 hra_a\tadaptation\t42\n", encoding="utf-8")
     run(corpus, "none", "bad")
     params = ("--params", str(corpus / "params.json"), "--seed", "1")
-    extra = (
-        "--note",
-        "a toy",
-        "--times",
-        str(corpus / "times.tsv"),
-        "--command",
-        "x y",
-    )
-    run(corpus, "hra", "good", *params, *extra)
+    times = ("--times", str(corpus / "times.tsv"))
+    said = ("--note", "a toy", "--command", "x y")
+    run(corpus, "hra", "good", *params, *times, *said)
     page = (corpus / "exp" / "RESULTS.md").read_text(encoding="utf-8")
     # dev: (100 + 57.14) / 2 = 78.57 without, 0 with the adapter
     assert "|none|1|0|0|100.0|57.1|78.6||" in page
@@ -176,23 +173,51 @@ def test_results_md_shows_means_and_changes(corpus):
     assert "```bash\nx y\n```" in page
 
 
-def test_many_tasks_become_rows():
-    rows = [Row("hra", f"t{i}", "test", 1, 1, 1, 1, 1, 5.0, 5.0) for i in range(20)]
-    page = rate_tables(rows)
-    assert "||hra|" in page and "|t19|5.0|" in page
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ((), "give --params, or --shared_params and --task_params"),
+        (("--params", "/no/such.json"), "/no/such.json cannot be read"),
+        (("--params", "{corpus}/utt2task"), "has no counts of parameters"),
+        (("--params", "{corpus}/some.json"), "some.json has no parameters of task en"),
+        ((*COUNTS, "--ref", "test={corpus}/text"), "test was given before"),
+        ((*COUNTS, "--ref", "eval={corpus}/text"), "eval: there must be both --ref"),
+        ((*COUNTS, "--ref", "text"), "--ref text: write SPLIT=FILE"),
+        ((*COUNTS, "--utt2task", "{corpus}/tab"), "'e\\tn': a table's cells"),
+        ((*COUNTS, "--method", "a\tb"), "'a\\tb': a table's cells"),
+        ((*COUNTS, "--out_dir", "{corpus}/utt2task"), "cannot write the results"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(corpus, options, message):
+    (corpus / "tab").write_text("a1 e\tn\n", encoding="utf-8")
+    (corpus / "some.json").write_text('{"shared": 1, "per_task": {"de": 2}}')
+    said = run(corpus, "hra", "good", *(o.format(corpus=corpus) for o in options))
+    assert said.startswith("espnet-hra score: ") and message in said
+    assert "\n" not in said and not (corpus / "exp").exists()
 
 
-def test_missing_hypotheses_fail_the_command_and_write_nothing(corpus, capsys):
-    (corpus / "bad.test").write_text("a2\n", encoding="utf-8")
-    assert run(corpus, "none", "bad") == 1
-    assert "none, test: 1 utterance (b2) with no hypothesis" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ("a2\n", "none, test: 1 utterance (b2) with no hypothesis"),
+        ("a2\nb2 x\na2 y\n", "a2: stands in lines 1, 3"),
+    ],
+)
+def test_bad_hypotheses_are_refused(corpus, texts, message):
+    (corpus / "bad.test").write_text(texts, encoding="utf-8")
+    assert message in run(corpus, "none", "bad")
     assert not (corpus / "exp").exists()
 
 
-def test_unknown_sizes_and_foreign_tables_are_refused(corpus, capsys):
-    assert run(corpus, "hra", "good") == 1
-    assert "--params" in capsys.readouterr().err
-    (corpus / "exp").mkdir()
-    (corpus / "exp" / "results.tsv").write_text("something\telse\n", encoding="utf-8")
-    assert run(corpus, "none", "bad") == 1
-    assert "other columns" in capsys.readouterr().err
+def test_what_others_wrote_is_not_overwritten(corpus):
+    table = corpus / "exp" / "results.tsv"
+    table.parent.mkdir()
+    table.write_text("something\telse\n", encoding="utf-8")
+    assert "other columns" in run(corpus, "none", "bad")
+    assert table.read_text(encoding="utf-8") == "something\telse\n"
+
+
+def test_times_that_cannot_be_read_are_named(corpus):
+    (corpus / "times.tsv").write_bytes(b"11\tcaf\xe9\t42\n")
+    said = run(corpus, "none", "bad", "--times", str(corpus / "times.tsv"))
+    assert said.startswith(f"espnet-hra score: {corpus / 'times.tsv'} cannot be read")

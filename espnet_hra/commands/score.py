@@ -1,22 +1,13 @@
 """`espnet-hra score`: error rates of a system per task and split."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_hra.data.lists import read_entries
-from espnet_hra.errors import UserError
 from espnet_hra.report import page
-from espnet_hra.report.results import (
-    FROZEN,
-    Results,
-    Row,
-    Utterance,
-    merge,
-    read_params,
-)
-from espnet_hra.report.scoring import Errors, ScoringError, errors_by_task
+from espnet_hra.report.results import FROZEN, Results, read_params
+from espnet_hra.report.scoring import ScoringError, errors_by_task, tabulate
 
 _EXAMPLE = """example:
   espnet-hra score --method hra --seed 1 --params exp/hra/params.json \\
@@ -92,24 +83,22 @@ def score(args: argparse.Namespace) -> Results:
         args: The options of :func:`get_parser`.
 
     Raises:
-        ScoringError: If something cannot be scored.
+        UserError: If something cannot be read or scored.
     """
-    shared = 0
-    per_task: dict[str, int] = {}
+    shared, of_task = 0, dict[str, int]()
     if args.params is not None:
-        shared, per_task = read_params(args.params)
+        shared, of_task = read_params(args.params)
     elif args.method != FROZEN and None in (args.shared_params, args.task_params):
         raise ScoringError("give --params, or --shared_params and --task_params")
     if args.shared_params is not None:
         shared = args.shared_params
     references, hypotheses = _by_split(args.ref, "--ref"), _by_split(args.hyp, "--hyp")
-    for split in references.keys() ^ hypotheses.keys():
+    for split in sorted(references.keys() ^ hypotheses.keys()):
         raise ScoringError(f"{split}: there must be both --ref and --hyp")
     utt2task: dict[str, str] = {}
     for path in args.utt2task:
         utt2task.update(read_entries(path))
-    rows: list[Row] = []
-    utterances: list[Utterance] = []
+    results = Results([], [])
     for split, path in references.items():
         texts = read_entries(path)
         if args.task is not None:
@@ -118,29 +107,14 @@ def score(args: argparse.Namespace) -> Results:
             by_task = errors_by_task(texts, read_entries(hypotheses[split]), utt2task)
         except ScoringError as error:
             raise ScoringError(f"{args.method}, {split}: {error}") from error
-        for task, by_utterance in by_task.items():
-            if args.task_params is not None or args.params is None:
-                task_params = args.task_params or 0
-            elif task in per_task:
-                task_params = per_task[task]
-            else:
+        if args.task_params is not None or args.params is None:
+            of_task = dict.fromkeys(by_task, args.task_params or 0)
+        for task in by_task:
+            if task not in of_task:
                 raise ScoringError(f"{args.params} has no parameters of task {task}")
-            key = args.method, task, split, args.seed
-            total = sum(by_utterance.values(), Errors())
-            sizes = shared, task_params, total.utterances, total.words
-            rows.append(Row(*key, *sizes, total.cer, total.wer))
-            utterances += [
-                Utterance(
-                    *key,
-                    utterance,
-                    errors.characters,
-                    errors.character_errors,
-                    errors.words,
-                    errors.word_errors,
-                )
-                for utterance, errors in by_utterance.items()
-            ]
-    return Results(rows, utterances)
+        new = tabulate(by_task, args.method, split, args.seed, shared, of_task)
+        results = results.merged(new)
+    return results
 
 
 def _by_split(options: Sequence[str], name: str) -> dict[str, str]:
@@ -164,22 +138,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status.
+
+    Raises:
+        UserError: Something cannot be read, scored or written.
     """
     args = get_parser().parse_args(argv)
     folder = Path(args.out_dir)
+    new = score(args)
+    results = Results.read(folder).merged(new)
     try:
-        new, old = score(args), Results.read(folder)
-        results = Results(
-            merge(old.rows, new.rows), merge(old.utterances, new.utterances)
-        )
         results.write(folder)
         if args.report:
             title = args.title or folder.resolve().name
             opening = page.head(title, args.command, args.note)
             page.write(results, folder, opening, page.times(args.times))
-    except (UserError, OSError) as error:
-        print(f"espnet-hra score: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        raise ScoringError(f"cannot write the results: {error}") from error
     shown = [row for row in results.rows if row.method in (FROZEN, args.method)]
     print(page.rate_tables(shown))
     return 0

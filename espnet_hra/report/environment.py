@@ -6,9 +6,8 @@ import subprocess
 import time
 from importlib import metadata
 
+from espnet_hra.files.atomic import PathLike
 from espnet_hra.version import __version__
-
-PathLike = str | os.PathLike[str]
 
 
 def environment(folder: PathLike) -> str:

@@ -9,11 +9,11 @@ What is shown of one split, by default ``test``:
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from espnet_hra.files import atomic
+from espnet_hra.files.atomic import PathLike
 from espnet_hra.files.tables import markdown
 from espnet_hra.report import pictures
 from espnet_hra.report.environment import environment
@@ -29,8 +29,6 @@ from espnet_hra.report.statistics import (
     systems,
     tasks_of,
 )
-
-PathLike = str | os.PathLike[str]
 
 #: The page.
 MARKDOWN = "RESULTS.md"
@@ -65,11 +63,14 @@ def times(path: PathLike | None) -> str:
     Args:
         path: A file with stage, title and seconds in columns (tabs between); a variant
             may stand behind the stage.
+
+    Raises:
+        ReportError: If it cannot be read.
     """
     if path is None or not Path(path).exists():
         return ""
     cells = [["stage", "", "seconds"]]
-    for line in Path(path).read_text(encoding="utf-8").split("\n"):
+    for line in _read(Path(path)).split("\n"):
         if line.strip():
             key, title, seconds = [*line.split("\t"), "", ""][:3]
             stage, _, variant = key.partition(" ")
@@ -162,7 +163,7 @@ def _around(page: Path) -> tuple[str, str]:
     """The text of a page before and after what is made."""
     if not page.exists():
         return f"# RESULTS: {page.parent.resolve().name}\n", ""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    before, begin, rest = _read(page).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ReportError(
@@ -170,6 +171,13 @@ def _around(page: Path) -> tuple[str, str]:
             "it away, or name another folder with --out_dir"
         )
     return before, after
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReportError(f"{path} cannot be read: {error}") from error
 
 
 def _explanation(found: Mapping[str, System]) -> str:
@@ -207,7 +215,8 @@ def comparison(
     ]
     for method in [reference, *others]:
         system = found[method]
-        row = [method, str(len(system.seeds)), _size(system), str(len(system.cer))]
+        row = [method, str(len(system.seeds)), _range(*system.per_task)]
+        row.append(str(len(system.cer)))
         row.append(system.mean(tasks).text() if method in complete else "")
         delta, shared = system.difference(base)
         if method == reference or not shared:
@@ -282,10 +291,6 @@ def _rate_table(rows: Sequence[Row], measure: str) -> str:
     else:
         table = [["method", *names], *([m, *c] for m, c in columns.items())]
     return markdown(table)
-
-
-def _size(system: System) -> str:
-    return _range(*system.per_task)
 
 
 def _range(low: int, high: int) -> str:

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from espnet_hra.report.statistics import (
     interval,
     tasks_of,
 )
+
+if TYPE_CHECKING:  # which is imported only where something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: The pictures: of the tasks, and of the price of a task.
 TASKS, TRADEOFF = "results", "tradeoff"
@@ -36,7 +40,7 @@ STYLES = {
 _MORE_STYLES = (("#56B4E9", "X"), ("#000000", "*"), ("#F0E442", "h"))
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of matplotlib's, in inches.
 
     Raises:
@@ -52,7 +56,7 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_tasks(found: Mapping[str, System], split: str, reference: str):
+def draw_tasks(found: Mapping[str, System], split: str, reference: str) -> "Figure":
     """Draw the CER of each task: a line of dots for each, a colour for each method.
 
     Args:
@@ -80,7 +84,7 @@ def draw_tasks(found: Mapping[str, System], split: str, reference: str):
         axes.axhspan(i - 0.5, i + 0.5, color="#f3f3f3", zorder=0)
     for j, method in enumerate(methods):
         system = found[method]
-        colour, marker = style(method, found)
+        colour, marker = _style(method, found)
         points = {
             i: (
                 system.mean(tasks_of(found))
@@ -95,7 +99,7 @@ def draw_tasks(found: Mapping[str, System], split: str, reference: str):
         axes.errorbar(
             [v.value for v in values],
             y,
-            xerr=bars(values),
+            xerr=_bars(values),
             linestyle="none",
             marker=marker,
             markersize=6,
@@ -126,11 +130,11 @@ def draw_tasks(found: Mapping[str, System], split: str, reference: str):
     title = f"CER of each task, {split}"
     if left_out > 0:
         title += f" ({MOST_TASKS} of {MOST_TASKS + left_out} tasks)"
-    finish(figure, axes, title, "x", min(4, len(methods)))
+    _finish(figure, axes, title, "x", min(4, len(methods)))
     return figure
 
 
-def draw_tradeoff(found: Mapping[str, System], split: str):
+def draw_tradeoff(found: Mapping[str, System], split: str) -> "Figure | None":
     """Draw the mean CER against the parameters that a task costs.
 
     Args:
@@ -149,8 +153,8 @@ def draw_tradeoff(found: Mapping[str, System], split: str):
     names: list[tuple[float, float, str, str]] = []
     if FROZEN in complete_methods(found):
         frozen = found[FROZEN].mean(tasks).value
-        colour, _ = style(FROZEN, found)
-        line = {"color": colour, "linestyle": "--", "linewidth": 1}
+        colour, _ = _style(FROZEN, found)
+        line: dict[str, Any] = {"color": colour, "linestyle": "--", "linewidth": 1}
         if frozen < 1.5 * max(found[m].mean(tasks).value for m in methods):
             axes.axhline(frozen, label="frozen", **line)
         else:  # far off: it would press all others together
@@ -158,13 +162,13 @@ def draw_tradeoff(found: Mapping[str, System], split: str):
     for family in ordered(found[m].family for m in methods):
         members = [m for m in methods if found[m].family == family]
         members.sort(key=lambda m: found[m].per_task)
-        colour, marker = style(members[0], found)
+        colour, marker = _style(members[0], found)
         values = [found[m].mean(tasks) for m in members]
         sizes = [sum(found[m].per_task) / 2 for m in members]
         axes.errorbar(
             sizes,
             [v.value for v in values],
-            yerr=bars(values),
+            yerr=_bars(values),
             linestyle="none",
             marker=marker,
             markersize=7,
@@ -185,12 +189,14 @@ def draw_tradeoff(found: Mapping[str, System], split: str):
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("parameters that each task adds (what tasks share is not counted)")
     axes.set_ylabel("mean CER (%), lower is better")
-    finish(figure, axes, f"CER and the price of a task, {split}", "both", 6)
+    _finish(figure, axes, f"CER and the price of a task, {split}", "both", 6)
     _write_names(figure, axes, names)
     return figure
 
 
-def _write_names(figure, axes, names: Sequence[tuple[float, float, str, str]]) -> None:
+def _write_names(
+    figure: "Figure", axes: "Axes", names: Sequence[tuple[float, float, str, str]]
+) -> None:
     """Write names beside points, each where it covers no other name.
 
     Args:
@@ -211,10 +217,9 @@ def _write_names(figure, axes, names: Sequence[tuple[float, float, str, str]]) -
         )
         # Right of the point, a little higher or lower each time, else left of it.
         steps = [4, -9, 13, -18, 22, -27, 31, -36]
-        places = [(7, dy, "left") for dy in steps] + [(-7, dy, "right") for dy in steps]
-        for dx, dy, side in places:
+        for dx, dy in [(7, dy) for dy in steps] + [(-7, dy) for dy in steps]:
             text.set_position((dx, dy))
-            text.set_horizontalalignment(side)
+            text.set_horizontalalignment("left" if dx > 0 else "right")
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break
@@ -223,22 +228,23 @@ def _write_names(figure, axes, names: Sequence[tuple[float, float, str, str]]) -
 
 def _one_of_each_family(found: Mapping[str, System], reference: str) -> list[str]:
     """The method of each family whose size is next to the reference's."""
-    complete = complete_methods(found)
+    # Where none has all tasks there is no mean to compare: any will do.
+    shown = complete_methods(found) or list(found)
     size = math.log1p(found[reference].per_task[1])
     return [
         min(
-            (m for m in complete if found[m].family == family),
+            (m for m in shown if found[m].family == family),
             key=lambda m: (
                 m != reference,
                 abs(math.log1p(found[m].per_task[1]) - size),
                 m,
             ),
         )
-        for family in ordered(found[m].family for m in complete)
+        for family in ordered(found[m].family for m in shown)
     ]
 
 
-def style(method: str, found: Mapping[str, System]) -> tuple[str, str]:
+def _style(method: str, found: Mapping[str, System]) -> tuple[str, str]:
     """The colour and marker of a method's family."""
     family = found[method].family
     if family in STYLES:
@@ -247,13 +253,15 @@ def style(method: str, found: Mapping[str, System]) -> tuple[str, str]:
     return _MORE_STYLES[others.index(family) % len(_MORE_STYLES)]
 
 
-def bars(values: Sequence[Interval]) -> np.ndarray:
+def _bars(values: Sequence[Interval]) -> np.ndarray:
     """Error bars as matplotlib wants them."""
     sides = [(v.value - v.low, v.high - v.value) for v in values]
     return np.nan_to_num(np.clip(np.array(sides).T, 0, None))
 
 
-def finish(figure, axes, title: str, grid: str, columns: int) -> None:
+def _finish(
+    figure: "Figure", axes: "Axes", title: str, grid: Literal["x", "both"], columns: int
+) -> None:
     """What all pictures share."""
     axes.grid(axis=grid, which="major", color="#d0d0d0", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -263,7 +271,7 @@ def finish(figure, axes, title: str, grid: str, columns: int) -> None:
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
-def encoded(figure, kind: str) -> bytes:
+def encoded(figure: "Figure", kind: str) -> bytes:
     """A picture as the bytes of a file, the same ones every time."""
     import matplotlib
 

@@ -1,16 +1,15 @@
 """The two tables of results: ``results.tsv`` and ``utterances.tsv``."""
 
 import json
-import os
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from espnet_hra.errors import DataError
+from espnet_hra.files.atomic import PathLike
 from espnet_hra.files.tables import read_table, write_table
-
-PathLike = str | os.PathLike[str]
 
 #: The method of the frozen backbone's rows.
 FROZEN = "none"
@@ -20,14 +19,32 @@ TSV, UTTERANCES = "results.tsv", "utterances.tsv"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of ``results.tsv``; the fields are its columns.
+class _Line:
+    """The columns with which both tables begin.
 
     Attributes:
         method: The adapter, ``none`` for the frozen backbone.
         task: The task.
         split: The data set.
         seed: The seed of the training; 0 where nothing was trained.
+    """
+
+    method: str
+    task: str
+    split: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What later lines must share to take the place of all lines with it."""
+        return self.method, self.task, self.split, self.seed
+
+
+@dataclass(frozen=True)
+class Row(_Line):
+    """One line of ``results.tsv``; the fields are its columns.
+
+    Attributes:
         shared_params: Trained parameters that all tasks share.
         task_params: Trained parameters of this task.
         utterances: The number of utterances.
@@ -36,10 +53,6 @@ class Row:
         wer: Word error rate in percent.
     """
 
-    method: str
-    task: str
-    split: str
-    seed: int
     shared_params: int
     task_params: int
     utterances: int
@@ -47,21 +60,12 @@ class Row:
     cer: float
     wer: float
 
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What a later row must share to take this one's place."""
-        return self.method, self.task, self.split, self.seed
-
 
 @dataclass(frozen=True)
-class Utterance:
+class Utterance(_Line):
     """One line of ``utterances.tsv``; the fields are its columns.
 
     Attributes:
-        method: As in :class:`Row`, like the three that follow.
-        task: The task.
-        split: The data set.
-        seed: The seed of the training.
         utterance: The utterance's id.
         characters: The characters of the reference, spaces included.
         errors: The errors among them.
@@ -69,20 +73,11 @@ class Utterance:
         word_errors: The errors among them.
     """
 
-    method: str
-    task: str
-    split: str
-    seed: int
     utterance: str
     characters: int
     errors: int
     words: int
     word_errors: int
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What later lines must share to take the place of all lines with it."""
-        return self.method, self.task, self.split, self.seed
 
 
 @dataclass(frozen=True)
@@ -108,6 +103,12 @@ class Results:
         folder = Path(folder)
         return cls(
             read_table(folder / TSV, Row), read_table(folder / UTTERANCES, Utterance)
+        )
+
+    def merged(self, new: "Results") -> "Results":
+        """These lines with newer ones, see :func:`merge`."""
+        return Results(
+            merge(self.rows, new.rows), merge(self.utterances, new.utterances)
         )
 
     def write(self, folder: PathLike) -> None:
@@ -164,3 +165,8 @@ def read_params(path: PathLike) -> tuple[int, dict[str, int]]:
 def ordered(names: Iterable[str]) -> list[str]:
     """Distinct names in order of appearance, the frozen backbone first."""
     return sorted(dict.fromkeys(names), key=lambda name: name != FROZEN)
+
+
+def percent(errors: float, length: float) -> float:
+    """A rate in percent; nan where nothing is said."""
+    return 100.0 * errors / length if length else math.nan

@@ -11,7 +11,6 @@ What is counted:
   is missing is an error, since a system that fails on hard utterances would win.
 """
 
-import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -19,6 +18,7 @@ from dataclasses import astuple, dataclass
 import jiwer
 
 from espnet_hra.errors import UserError
+from espnet_hra.report.results import Results, Row, Utterance, percent
 
 
 class ScoringError(UserError, ValueError):
@@ -46,12 +46,12 @@ class Errors:
     @property
     def cer(self) -> float:
         """Character error rate in percent; nan where nothing is said."""
-        return _percent(self.character_errors, self.characters)
+        return percent(self.character_errors, self.characters)
 
     @property
     def wer(self) -> float:
         """Word error rate in percent; nan where nothing is said."""
-        return _percent(self.word_errors, self.words)
+        return percent(self.word_errors, self.words)
 
     def __add__(self, other: "Errors") -> "Errors":
         """The sums of both."""
@@ -122,12 +122,46 @@ def errors_by_task(
     return dict(sorted(found.items()))
 
 
+def tabulate(
+    errors: Mapping[str, Mapping[str, Errors]],
+    method: str,
+    split: str,
+    seed: int,
+    shared_params: int,
+    task_params: Mapping[str, int],
+) -> Results:
+    """The lines of both tables for one split.
+
+    Args:
+        errors: By task and utterance, see :func:`errors_by_task`.
+        method: As in :class:`Row`, like the three that follow.
+        split: The data set.
+        seed: The seed of the training.
+        shared_params: Trained parameters that all tasks share.
+        task_params: Those of each task.
+
+    Raises:
+        ScoringError: If a name could not be read from a table again.
+    """
+    for name in (method, split, *errors):
+        if not {"\t", "\n", "\r"}.isdisjoint(name):
+            raise ScoringError(f"{name!r}: a table's cells have no tabs or line breaks")
+    rows: list[Row] = []
+    utterances: list[Utterance] = []
+    for task, own in errors.items():
+        key = method, task, split, seed
+        sum_ = sum(own.values(), Errors())
+        sizes = shared_params, task_params[task], sum_.utterances, sum_.words
+        rows.append(Row(*key, *sizes, sum_.cer, sum_.wer))
+        for utterance, one in own.items():
+            characters = one.characters, one.character_errors
+            words = one.words, one.word_errors
+            utterances.append(Utterance(*key, utterance, *characters, *words))
+    return Results(rows, utterances)
+
+
 def _tidy(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _percent(errors: int, length: int) -> float:
-    return 100.0 * errors / length if length else math.nan
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from espnet_hra.errors import UserError
-from espnet_hra.report.results import FROZEN, Results, Row, Utterance, ordered
+from espnet_hra.report.results import FROZEN, Results, Row, Utterance, ordered, percent
 
 
 class ReportError(UserError, ValueError):
@@ -135,7 +135,7 @@ def systems(
                 tables[method] = lengths, errors
                 found[method].signature[task] = signature
                 # Of rates in results.tsv, two decimals are left.
-                found[method].cer[task] = ratio(errors.sum(), lengths.sum())
+                found[method].cer[task] = percent(errors.sum(), lengths.sum())
                 groups.setdefault(signature, []).append(method)
         for methods in groups.values():
             # One stream for a task: what is drawn does not depend on other tasks.
@@ -268,8 +268,3 @@ def interval(value: float, resampled: Sequence[np.ndarray | None]) -> Interval:
 def average(values: Sequence[float]) -> float:
     """The mean; nan of nothing."""
     return sum(values) / len(values) if values else math.nan
-
-
-def ratio(errors: float, length: float) -> float:
-    """A rate in percent; nan where nothing is said."""
-    return 100.0 * errors / length if length else math.nan
