@@ -218,7 +218,7 @@ def test_encoders_that_cannot_be_wrapped(tmp_path, encoder, message):
     "config, message",
     [
         ({"tts": "vits", "token_list": ["a"]}, "not a model for speech recognition"),
-        ({"lm": "seq_rnn", "token_list": ["a"]}, "has no encoder"),
+        ({"lm": "seq_rnn", "token_list": ["a"]}, "of the ESPnet task lm"),
         (["a", "list"], "expected keys and values"),
     ],
 )

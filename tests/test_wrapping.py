@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from espnet2.asr.ctc import CTC
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.contextual_block_conformer_encoder import (
     ContextualBlockConformerEncoder,
@@ -339,6 +340,106 @@ def test_multiconv_conformer_can_be_wrapped():
     assert same_bits(encoder(xs, lens), stock(xs, lens))
     loss_of(as_if_trained(encoder)(xs, lens)[0]).backward()
     assert encoder.adapter.heads.vector("a").grad.abs().sum() > 0
+
+
+# ------------------------------------------------- lists of layers in other places
+
+
+class Blocks(torch.nn.Module):
+    """Layers as Whisper keeps them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Linear(DIM, WIDTH)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(WIDTH, 2, 24, 0.0, batch_first=True)
+            for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class WhisperLike(AbsEncoder):
+    """An encoder of somebody else's, which this package has never heard of."""
+
+    def __init__(self, input_size, **conf):
+        super().__init__()
+        self.encoders = Blocks()
+
+    def output_size(self):
+        return WIDTH
+
+    def forward(self, xs_pad, ilens, prev_states=None):
+        return self.encoders(xs_pad), ilens, None
+
+
+BEATS = {
+    **{"encoder_layers": 3, "encoder_embed_dim": WIDTH, "embed_dim": WIDTH},
+    **{"encoder_ffn_embed_dim": 24, "encoder_attention_heads": 2, "deep_norm": True},
+    **{"conv_pos": 8, "conv_pos_groups": 2, "relative_position_embedding": True},
+    **{"num_buckets": 32, "max_distance": 64, "gru_rel_pos": True},
+}
+HUBERT = {
+    "extractor_conv_layer_config": [[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 2, 2]],
+    **{"encoder_embed_dim": WIDTH, "encoder_ff_interm_features": 24},
+    **{"encoder_pos_conv_kernel": 8, "encoder_pos_conv_groups": 2},
+    **{"encoder_num_layers": 3, "encoder_num_heads": 2, "encoder_layer_drop": 0.0},
+    **{"num_classes": 5, "final_dim": 8, "finetuning": True, "mask_prob": 0.0},
+}
+
+
+def elsewhere(name):
+    """Class, configuration, input and the path of the layers."""
+    wave = 0.1 * torch.randn(3, 8000, generator=torch.Generator().manual_seed(0))
+    lens = torch.tensor([8000, 6400, 6400])
+    if name == "beats":
+        from espnet2.beats.encoder import BeatsEncoder
+
+        return BeatsEncoder, {"beats_config": BEATS}, (wave, lens), "encoder.layers"
+    if name == "hubert":
+        from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
+
+        path = "hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
+        return TorchAudioHuBERTPretrainEncoder, HUBERT, (wave, lens), path
+    xs, lens = batch()
+    return WhisperLike, {}, (xs, torch.full_like(lens, xs.size(1))), "encoders.blocks"
+
+
+@pytest.mark.parametrize("adapter", ["hra", "residual", "bitfit"])
+@pytest.mark.parametrize("name", ["whisper-like", "beats", "hubert"])
+def test_layers_are_found_wherever_they_hang(name, adapter, tmp_path):
+    cls, conf, (xs, lens), path = elsewhere(name)
+    torch.manual_seed(1)
+    stock = cls(DIM, **conf).eval().requires_grad_(False)
+    encoder = adapt(stock, conf, ["a", "b"], adapter=adapter)
+    assert encoder.layer_list.path == path
+    with torch.no_grad():
+        expected = stock(xs, lens)[0]
+        for choice in (None, "a"):
+            with encoder.use_task(choice):
+                assert torch.equal(encoder(xs, lens)[0], expected), choice
+    fingerprint = encoder.backbone_fingerprint
+    as_if_trained(encoder.train(), scale=0.1)
+    encoder.set_task("a")
+    loss_of(encoder(xs, lens)[0]).backward()
+    assert encoder.adapter.heads.vector("a").grad.abs().sum() > 0
+    encoder.eval()
+    with torch.no_grad():
+        encoder.set_task(["b", "a", "a"])
+        mixed = encoder(xs, lens)[0]
+        with encoder.use_task("a"):  # these rows, with their own padding
+            alone = encoder(xs[1:, : lens[1]], lens[1:])[0]
+    found = mixed[1:, : alone.size(1)]
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    encoder.save_task("a", tmp_path / "a")
+    again = adapt(stock, conf, [], adapter=adapter)
+    if adapter != "hra":  # whose controller is another
+        assert again.load_task(tmp_path / "a") == "a"
+    assert again.backbone_fingerprint == fingerprint
 
 
 # ----------------------------------------------------------------------- streaming

@@ -104,11 +104,10 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
             RuntimeError: The backbone's weights are not those that the configuration
                 names, or ESPnet's own task trains it.
         """
-        if self._stock_task and self.training and torch.is_grad_enabled():
-            raise RuntimeError(STOCK_TASK.format(self._stock_task))
         with self.adapter.heads.hold():
             names = self._names(args[0] if args else kwargs["xs_pad"])
-            if len(set(names)) > 1 and not self.adapter.mixes:
+            together = self.adapter.mixes and self.layer_list.batch_first
+            if len(set(names)) > 1 and not together:
                 return mixed.task_by_task(
                     names,
                     self._run,
@@ -119,6 +118,8 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
     def _names(self, xs_pad: torch.Tensor) -> tuple[str, ...]:
         """The tasks of a pass: none, one, or one per utterance."""
         self.verify_backbone()
+        if self._stock_task and self.training and torch.is_grad_enabled():
+            raise RuntimeError(STOCK_TASK.format(self._stock_task))
         names = self._passes.repeated(xs_pad) if in_backward() else None
         if names is None:
             names = self.tasks_of_batch(xs_pad.size(0))
@@ -197,7 +198,9 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
 
     def backbone_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers of the wrapped encoder, under its own keys."""
-        return dict(walk(self, without="adapter"))
+        tensors = dict(walk(self, without="adapter"))
+        # HuBERT counts the steps of its training, which say nothing about its weights.
+        return {k: v for k, v in tensors.items() if not k.endswith("global_step")}
 
     @property
     def backbone_fingerprint(self) -> str:

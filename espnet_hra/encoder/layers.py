@@ -8,8 +8,10 @@ import torch
 
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Backbone
-from espnet_hra.methods.substitution import shallow_copy
+from espnet_hra.methods.substitution import changed, shallow_copy
 from espnet_hra.names import known_encoders
+
+_LISTS = (torch.nn.Sequential, torch.nn.ModuleList)
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Layers:
     """The list of an encoder's layers.
 
     Attributes:
-        path: Name of the list within the encoder.
+        path: Dotted path of the list within the encoder.
     """
 
     path: str
@@ -25,6 +27,14 @@ class Layers:
     def of(self, encoder: torch.nn.Module) -> torch.nn.Module:
         """The list itself, a ``Sequential`` or ``ModuleList``."""
         return encoder.get_submodule(self.path)
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether the first axis of what layers return is known to be the batch.
+
+        In others it may be time. Then tasks of a mixed batch run one after the other.
+        """
+        return self.path in ("encoders", "encoders.blocks")
 
     def backbone(self, encoder: Any) -> Backbone:
         """What a method may know of an encoder of ESPnet's."""
@@ -37,7 +47,10 @@ class Layers:
 
 
 def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
-    """Where the layers of an encoder are.
+    """Where the layers of an encoder are: ``.encoders``, or wherever they hang.
+
+    Whisper keeps them in ``encoders.blocks``, BEATs in ``encoder.layers``, HuBERT in
+    ``...transformer.layers``: the list of alike modules with most of the parameters.
 
     Args:
         encoder: The encoder.
@@ -46,18 +59,31 @@ def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
     Raises:
         ConfigError: It does not keep a list of layers, or is a streaming one.
     """
-    layers = getattr(encoder, "encoders", None)
-    if not isinstance(layers, torch.nn.Sequential | torch.nn.ModuleList):
-        raise ConfigError(
-            f"{name} does not keep its layers in a list called `.encoders` and cannot "
-            f"be wrapped; {known_encoders()} can"
-        )
     if hasattr(encoder, "forward_infer"):
         raise ConfigError(
             f"{name} is a streaming encoder, and its layers hand on a context that is "
             f"not adapted yet; {known_encoders()} can be wrapped"
         )
-    return Layers("encoders")
+    if isinstance(getattr(encoder, "encoders", None), _LISTS):
+        return Layers("encoders")
+    if any(isinstance(module, torch.nn.RNNBase) for module in encoder.modules()):
+        raise ConfigError(
+            f"{name} is recurrent over time: there is no list of layers `.encoders`, "
+            "through whose depth a controller could run; "
+            f"{known_encoders()} can be wrapped, and others that have one"
+        )
+    lists = {
+        path: sum(p.numel() for p in module.parameters())
+        for path, module in encoder.named_modules()
+        if isinstance(module, _LISTS) and len({type(m) for m in module.children()}) == 1
+    }
+    path = max(lists, key=lambda path: (lists[path], -len(path)), default="")
+    if 2 * lists.get(path, 0) < sum(p.numel() for p in encoder.parameters()):
+        raise ConfigError(
+            f"{name} does not keep its layers in a list (`.encoders`, or another with "
+            f"most of its parameters) and cannot be wrapped; {known_encoders()} can"
+        )
+    return Layers(path)
 
 
 def with_layers[M: torch.nn.Module](
@@ -71,11 +97,14 @@ def with_layers[M: torch.nn.Module](
         change: Makes the new layer of an index and the old one. What it returns need
             not be a module: it is called as one.
     """
-    own = shallow_copy(layers.of(copied))
-    own._modules = {
-        key: change(i, layer)
-        for i, (key, layer) in enumerate(own._modules.items())
-        if layer is not None
-    }
-    copied._modules = {**copied._modules, layers.path: own}
-    return copied
+
+    def renewed(own: torch.nn.Module) -> torch.nn.Module:
+        new = shallow_copy(own)
+        new._modules = {
+            key: change(i, layer)
+            for i, (key, layer) in enumerate(own._modules.items())
+            if layer is not None
+        }
+        return new
+
+    return changed(copied, {layers.path: renewed})
