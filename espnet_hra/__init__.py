@@ -12,9 +12,16 @@ from espnet_hra.version import __version__
 
 if TYPE_CHECKING:
     from espnet_hra.espnet.inference import Speech2Text
+    from espnet_hra.espnet.streaming import Speech2TextStreaming
 
 
-__all__ = ["Speech2Text", "TaskError", "__version__", "register"]
+__all__ = [
+    "Speech2Text",
+    "Speech2TextStreaming",
+    "TaskError",
+    "__version__",
+    "register",
+]
 
 # An encoder called hra_... in anybody's configuration should just work.
 register()
@@ -23,4 +30,6 @@ register()
 def __getattr__(name: str) -> Any:
     if name == "Speech2Text":
         return import_module("espnet_hra.espnet.inference").Speech2Text
+    if name == "Speech2TextStreaming":
+        return import_module("espnet_hra.espnet.streaming").Speech2TextStreaming
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,6 @@ from small_encoders import (
 )
 
 from espnet_hra.encoder.adapted import wrap_encoder
-from espnet_hra.errors import ConfigError
 
 VOCABULARY = 7
 ABS = {"selfattention_layer_type": "selfattn", "rel_pos_type": "latest"}
@@ -444,10 +443,107 @@ def test_layers_are_found_wherever_they_hang(name, adapter, tmp_path):
 
 # ----------------------------------------------------------------------- streaming
 
+STREAMING = {
+    "conformer": ContextualBlockConformerEncoder,
+    "transformer": ContextualBlockTransformerEncoder,
+}
 
-@pytest.mark.parametrize(
-    "cls", [ContextualBlockConformerEncoder, ContextualBlockTransformerEncoder]
-)
-def test_streaming_encoders_are_refused_until_their_context_is_adapted(cls):
-    with pytest.raises(ConfigError, match="is a streaming encoder"):
-        wrap_encoder(cls)(DIM, **conf_of("transformer", block_size=8, hop_size=4))
+
+def streaming(name, adapter="hra", **conf):
+    """ESPnet's streaming encoder, and its adapted counterpart."""
+    keys = {"block_size": 8, "hop_size": 4, "look_ahead": 2}
+    keys |= conf_of("transformer", 0.1, **keys)
+    if name == "conformer":
+        keys |= {"cnn_module_kernel": 3, "macaron_style": True}
+    torch.manual_seed(1)
+    stock = STREAMING[name](DIM, **keys)
+    randomise_statistics(stock)
+    stock = stock.eval().requires_grad_(False)
+    encoder = adapt(
+        stock, keys, ["a", "b"], adapter=adapter, backbone_dropout=True, **conf
+    )
+    return stock, encoder
+
+
+def in_chunks(encoder, xs, size):
+    """One utterance as it arrives."""
+    outputs, state = [], None
+    for start in range(0, xs.size(1), size):
+        chunk = xs[:, start : start + size]
+        final = start + size >= xs.size(1)
+        output, _, state = encoder(
+            chunk,
+            torch.tensor([chunk.size(1)]),
+            state,
+            is_final=final,
+            infer_mode=True,
+        )
+        outputs.append(output)
+    return torch.cat(outputs, dim=1)
+
+
+def long_batch(size=2, frames=160):
+    generator = torch.Generator().manual_seed(size)
+    xs = torch.randn(size, frames, DIM, generator=generator)
+    return xs, torch.tensor([frames, *([frames - 30] * (size - 1))])
+
+
+@pytest.mark.parametrize("adapter", ["hra", "residual", "lora", "bitfit", "full"])
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_streaming_encoder_with_the_adapter_off_is_espnets_bit_for_bit(name, adapter):
+    stock, encoder = streaming(name, adapter)
+    with torch.no_grad():
+        for xs, lens in (long_batch(), long_batch(2, 30)):  # in blocks, and too short
+            for training in (False, True):
+                stock.train(training), encoder.train(training)
+                freeze_batch_norm(stock)
+                torch.manual_seed(5)
+                expected = stock(xs, lens)
+                for choice in (None, "a"):
+                    torch.manual_seed(5)
+                    with encoder.use_task(choice):
+                        assert same_bits(encoder(xs, lens), expected), choice
+        stock.eval(), encoder.eval()
+        xs, _ = long_batch(1)
+        for size in (24, 40, 160):
+            expected = in_chunks(stock, xs, size)
+            for choice in (None, "a"):
+                with encoder.use_task(choice):
+                    assert torch.equal(in_chunks(encoder, xs, size), expected), choice
+
+
+@pytest.mark.parametrize("adapter", ["hra", "residual", "lora"])
+@pytest.mark.parametrize("name", STREAMING)
+def test_block_by_block_is_the_utterance_in_one_piece(name, adapter):
+    stock, encoder = streaming(name, adapter)
+    as_if_trained(encoder, scale=0.1)
+    xs, lens = long_batch(1)
+    with torch.no_grad():
+        in_one_piece = stock(xs, lens)[0]
+        plain = (in_chunks(stock, xs, 24) - in_one_piece).abs().max()
+        encoder.set_task("a")
+        whole = encoder(xs, lens)[0]
+        assert not torch.allclose(whole, in_one_piece, atol=0.01)
+        for size in (24, 40, 64):
+            found = in_chunks(encoder, xs, size)
+            assert found.shape == whole.shape
+            assert (found - whole).abs().max() <= 10 * plain + 1e-6
+
+
+@pytest.mark.parametrize("adapter", ["hra", "residual", "lora"])
+@pytest.mark.parametrize("name", STREAMING)
+def test_a_streaming_encoder_learns_with_mixed_batches(name, adapter):
+    _, encoder = streaming(name, adapter)
+    as_if_trained(encoder.train(), scale=0.1)
+    encoder.eval()  # no dropout
+    xs, lens = long_batch(3)
+    lens[:] = xs.size(1)
+    encoder.set_task(["a", "b", "a"])
+    mixed = encoder(xs, lens)[0]
+    for task, rows in (("a", [0, 2]), ("b", [1])):
+        with encoder.use_task(task):
+            alone = encoder(xs[rows], lens[rows])[0]
+        torch.testing.assert_close(mixed[rows], alone, rtol=1e-4, atol=1e-5)
+    loss_of(mixed).backward()
+    for task in "ab":
+        assert encoder.adapter.heads.vector(task).grad.abs().sum() > 0

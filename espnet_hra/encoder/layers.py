@@ -20,9 +20,12 @@ class Layers:
 
     Attributes:
         path: Dotted path of the list within the encoder.
+        streaming: Whether layers hand a context from block to block, see
+            :mod:`espnet_hra.encoder.streaming`.
     """
 
     path: str
+    streaming: bool = False
 
     def of(self, encoder: torch.nn.Module) -> torch.nn.Module:
         """The list itself, a ``Sequential`` or ``ModuleList``."""
@@ -57,15 +60,10 @@ def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
         name: How messages name it.
 
     Raises:
-        ConfigError: It does not keep a list of layers, or is a streaming one.
+        ConfigError: It does not keep a list of layers.
     """
-    if hasattr(encoder, "forward_infer"):
-        raise ConfigError(
-            f"{name} is a streaming encoder, and its layers hand on a context that is "
-            f"not adapted yet; {known_encoders()} can be wrapped"
-        )
     if isinstance(getattr(encoder, "encoders", None), _LISTS):
-        return Layers("encoders")
+        return Layers("encoders", streaming=hasattr(encoder, "forward_infer"))
     if any(isinstance(module, torch.nn.RNNBase) for module in encoder.modules()):
         raise ConfigError(
             f"{name} is recurrent over time: there is no list of layers `.encoders`, "

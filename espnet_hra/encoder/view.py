@@ -29,10 +29,9 @@ def view[M: torch.nn.Module](
         changes: What stands in for parts of the encoder, by dotted path.
     """
     copied = changed(encoder, changes) if changes else shallow_copy(encoder)
+    kind = _ContextLayer if layers.streaming else _AdaptedLayer
     return with_layers(
-        copied,
-        layers,
-        lambda index, layer: _AdaptedLayer(_private(layer), index, after_layer),
+        copied, layers, lambda index, layer: kind(_private(layer), index, after_layer)
     )
 
 
@@ -62,6 +61,44 @@ class _AdaptedLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
+
+
+class _ContextLayer(_AdaptedLayer):
+    """A layer of a contextual block encoder, ESPnet's streaming Conformer for one.
+
+    Its input are blocks of frames, (b, blocks, frames, d). In each, the last frame
+    gathers a context, which the next layer finds in the first frame of the next block.
+    ESPnet's layer hands on what it has computed itself; here the context is taken again
+    from what the adapter makes of it. So an utterance in blocks, one after the other,
+    is what it is in one piece.
+    """
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        infer_mode: bool = False,
+        past_ctx: torch.Tensor | None = None,
+        next_ctx: torch.Tensor | None = None,
+        is_short_segment: bool = False,
+        layer_idx: int = 0,
+        cache: torch.Tensor | None = None,
+    ) -> Any:
+        own = (infer_mode, past_ctx, next_ctx, is_short_segment, layer_idx, cache)
+        output = super().__call__(x, mask, *own)
+        if self._after_layer is None or output[4] is None:
+            return output  # as it is, or too short for blocks
+        y, mask, infer_mode, past, following, short, index = output
+        if infer_mode:  # one block after the other; (b, layers, d) for the next ones
+            first = y[:, 0, -1] if past_ctx is None else past_ctx[:, layer_idx]
+            y[:, 0, 0] = first
+            y[:, 1:, 0] = y[:, :-1, -1]
+            following[:, layer_idx] = y[:, -1, -1]
+        elif index < following.size(2):  # all at once; (b, blocks, layers, d)
+            past = following = following.clone()
+            following[:, 0, index] = y[:, 0, -1]
+            following[:, 1:, index] = y[:, :-1, -1]
+        return y, mask, infer_mode, past, following, short, index
 
 
 def _private(layer: torch.nn.Module) -> torch.nn.Module:

@@ -81,5 +81,6 @@ class _Bottlenecks(OnePass):
     def _norm(self, x: torch.Tensor, p: Tensors) -> torch.Tensor:
         if not self.mixed:
             return F.layer_norm(x, x.shape[-1:], p["norm.weight"], p["norm.bias"])
-        weight, bias = p["norm.weight"].unsqueeze(1), p["norm.bias"].unsqueeze(1)
-        return F.layer_norm(x, x.shape[-1:]) * weight + bias  # [b, t, d]
+        shape = (x.size(0), *[1] * (x.dim() - 2), x.size(-1))
+        weight, bias = p["norm.weight"].view(shape), p["norm.bias"].view(shape)
+        return F.layer_norm(x, x.shape[-1:]) * weight + bias  # [b, ..., d]
