@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Copy data folders to where a run reads them, with audio that ESPnet reads.
 
-What is 16 kHz mono FLAC or WAV already is named where it lies; all else is
+What is mono FLAC or WAV of the rate wanted (--fs) is named where it lies; all else is
 converted to FLAC. Audio that cannot be read keeps its place in the list: the
 validation that follows reports it together with everything else that is bad.
 """
@@ -24,7 +24,7 @@ from corpus import CorpusError, one_line, safe_name
 COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
 
 
-def is_ready(path: str) -> bool:
+def is_ready(path: str, rate: int) -> bool:
     """Whether ESPnet can read a file as it is; also where nobody can read it."""
     try:
         info = soundfile.info(path)
@@ -32,7 +32,7 @@ def is_ready(path: str) -> bool:
         return not os.path.exists(path)
     return (
         info.format in ("FLAC", "WAV", "WAVEX")
-        and info.samplerate == SAMPLE_RATE
+        and info.samplerate == rate
         and info.channels == 1
     )
 
@@ -46,14 +46,20 @@ def stamp(path: str) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
-def target_of(utt_id: str, source: str, folder: Path) -> str:
-    """The FLAC file of a converted recording; another one if the source changes."""
-    digest = hashlib.sha256(stamp(source).encode("utf-8")).hexdigest()[:12]
+def target_of(utt_id: str, source: str, folder: Path, rate: int) -> str:
+    """The FLAC file of a converted recording; another one if source or rate change."""
+    kind = "" if rate == SAMPLE_RATE else f" at {rate}"
+    digest = hashlib.sha256(f"{stamp(source)}{kind}".encode()).hexdigest()[:12]
     return str(folder / f"{safe_name(utt_id)[:100]}-{digest}.flac")
 
 
 def format_set(
-    data: Path, dump: Path, audio: Path, tasks: Sequence[str] | None, nj: int
+    data: Path,
+    dump: Path,
+    audio: Path,
+    tasks: Sequence[str] | None,
+    nj: int,
+    rate: int,
 ) -> str:
     """Write one data folder.
 
@@ -63,6 +69,7 @@ def format_set(
         audio: The folder for converted recordings.
         tasks: The tasks to keep, None for all.
         nj: The number of processes.
+        rate: The sampling rate that the model wants, in Hz.
 
     Returns:
         A line that says what was done.
@@ -88,9 +95,9 @@ def format_set(
     paths = dict(sources)
     jobs: list[Conversion] = []
     for utt_id in ids:
-        if not is_ready(sources[utt_id]):
-            paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute())
-            jobs.append(Conversion(sources[utt_id], paths[utt_id]))
+        if not is_ready(sources[utt_id], rate):
+            paths[utt_id] = target_of(utt_id, sources[utt_id], audio.absolute(), rate)
+            jobs.append(Conversion(sources[utt_id], paths[utt_id], rate=rate))
     _, failures = convert_all(jobs, nj, Progress("converted")) if jobs else ({}, {})
     for message in failures.values():
         print(f"warning: {message}", file=sys.stderr, flush=True)
@@ -112,7 +119,7 @@ def format_set(
 def get_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Copy data folders, with audio as 16 kHz mono FLAC or WAV."
+        description="Copy data folders, with audio as mono FLAC or WAV of one rate."
     )
     parser.add_argument("--data", type=Path, required=True, help="the folder to read")
     parser.add_argument("--dump", type=Path, required=True, help="the folder to write")
@@ -125,6 +132,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="*", help="the tasks to keep (default: all)")
     parser.add_argument(
         "--all_tasks", nargs="*", default=[], help="the data sets to keep whole"
+    )
+    parser.add_argument(
+        "--fs",
+        type=int,
+        default=SAMPLE_RATE,
+        help=f"the sampling rate in Hz (default: {SAMPLE_RATE})",
     )
     parser.add_argument("--nj", type=int, default=2, help="the number of processes")
     return parser
@@ -144,7 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in [*args.sets, *args.all_tasks]:
             tasks = args.tasks if args.tasks and name in args.sets else None
             audio = args.audio or args.dump / "audio"
-            line = format_set(args.data / name, args.dump / name, audio, tasks, args.nj)
+            line = format_set(
+                args.data / name, args.dump / name, audio, tasks, args.nj, args.fs
+            )
             print(line, flush=True)
     return 0
 

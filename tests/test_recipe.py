@@ -194,9 +194,9 @@ def test_some_of_the_tasks_are_data_of_their_own(recipe, base, tmp_path):
     script = recipe / "run.sh"
     work = recipe / "exp" / "mini_an4"
     done = run(*options, script=script)
-    assert stages_that_ran(done) == [1, 3, 8, 4]
+    assert stages_that_ran(done) == [1, 8, 3, 4]
     done = run(*options, "--tasks", "male", script=script, cwd=tmp_path)
-    assert stages_that_ran(done) == [3, 8, 4]
+    assert stages_that_ran(done) == [8, 3, 4]
     assert (work / "dump_tasks-male" / "tasks").read_text() == "male\n"
     assert (work / "dump" / "tasks").read_text() == "female\nmale\n"
     for some in (["--tasks", "male"], []):
@@ -583,3 +583,26 @@ def test_a_speaker_who_is_in_dev_only_is_left_out_and_told(recipe, an4, base, tm
     for name in ("wav.scp", "text", "utt2task", "speech_shape", "text_shape"):
         ids = [line.split()[0] for line in (dump / "dev" / name).open()]
         assert ids and left_out not in ids
+
+
+def test_the_base_decides_the_sampling_rate(recipe, an4, tmp_path):
+    from conftest import BASE_CONFIG, make_base
+
+    config = {**BASE_CONFIG, "frontend_conf": {"fs": "8k"}}
+    base = make_base(tmp_path / "base", an4["tokens"], config)
+    for name in ("train", "dev", "test"):
+        write_folder(tmp_path / "own" / name, an4[name], {})
+    options = ["--corpus", tmp_path / "own", "--python", sys.executable]
+    options += ["--pretrained_model", base, "--stop_stage", "4"]
+    done = run(*options, script=recipe / "run.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    dump = recipe / "exp" / "own" / "dump"
+    for name in ("train", "dev", "test"):
+        for line in (dump / name / "wav.scp").open():
+            info = soundfile.info(line.strip().split(None, 1)[1])
+            assert (info.samplerate, info.channels) == (8000, 1)
+    # The same, said by hand, against the base: the check says what does not fit.
+    done = run(*options, "--fs", "16000", script=recipe / "run.sh")
+    assert done.returncode == 1
+    log = (recipe / "exp" / "own" / "logs" / "stage4.log").read_text()
+    assert "sample rate" in log and "expected 8000 Hz" in log

@@ -54,6 +54,7 @@ option inference_args "" "more options for decoding"
 option inference_model "" "the checkpoint to decode with (default: the best one)"
 option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
+option fs "" "the sampling rate in Hz (default: the backbone's)"
 option skip_bad false "leave out what the validation finds, instead of stopping"
 parse_options "$@"
 
@@ -571,7 +572,7 @@ stage_3() {
         options+=(--all_tasks "${all_sets[@]:${#task_sets[@]}}")
     fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
-        --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" \
+        --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" --fs "${fs}" \
         --sets "${task_sets[@]}" "${options[@]}"
 }
 
@@ -744,6 +745,7 @@ stage_8() {
 import sys
 from pathlib import Path
 from espnet_hra.espnet.base import check_adaptable, open_base
+from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import one_line
 from espnet_hra.files.config import write_yaml
 
@@ -753,8 +755,15 @@ with one_line("backbone"):
         sys.exit(f"backbone: there is no config.yaml beside {base.model_file}")
     check_adaptable(base)
     # Its keys, with whole paths: what data must fit.
-    write_yaml(Path(sys.argv[3]), base.model_config())
-print(base.config_file, base.model_file, sys.argv[3], sep="\n")' \
+    config = base.model_config()
+    rate = requirements_from_config(config).sample_rate
+    try:
+        write_yaml(Path(sys.argv[3]), config)
+        Path(f"{sys.argv[3]}.fs").write_text(f"{rate}\n")
+        print(base.config_file, base.model_file, sys.argv[3], sep="\n", flush=True)
+    except OSError as error:  # a full disk, for one
+        sys.stdout = None
+        sys.exit(f"error: {error}")' \
             "${pretrained_model}" "${work}/pretrained" "${work}/backbone.yaml"
     fi >"${backbone_file}.part"
     mv "${backbone_file}.part" "${backbone_file}"
@@ -952,21 +961,9 @@ if wanted 2; then
     log "Stage 2: speed perturbation is not used"
 fi
 
-if wanted 3; then
-    for set in "${all_sets[@]}"; do
-        need "${data}/${set}/wav.scp" 1
-    done
-    mapfile -t key < <(contents_of "${data}" "${all_sets[@]}")
-    for set in "${all_sets[@]}"; do
-        key+=("$(audio_digest "${data}/${set}/wav.scp")")
-    done
-    mapfile -t outputs < <(files_of "${dump}/raw" audio_stamp "${all_sets[@]}")
-    key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
-    run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}"
-fi
-
-# A backbone that is given brings the tokens and the subsampling that data must fit.
-if ! "${train_backbone}" && [ "${stop_stage}" -ge 4 ]; then
+# A backbone that is given brings the rate, the tokens and the subsampling that data must
+# fit.
+if ! "${train_backbone}" && [ "${stop_stage}" -ge 3 ]; then
     if [ -d "${pretrained_model}" ]; then
         key=$(find -L "${pretrained_model}" -type f -printf '%P %s %T@\n' | sort)
         key=$(digest 8 "${pretrained_model}" "${key}")
@@ -983,8 +980,26 @@ if ! "${train_backbone}" && [ "${stop_stage}" -ge 4 ]; then
         "${outputs[@]}"
     load_backbone
     validation_config=${base_keys}
+    : "${fs:=$(cat "${base_keys}.fs")}"
 else
     validation_config=${backbone_config}
+fi
+: "${fs:=16000}"
+
+if wanted 3; then
+    for set in "${all_sets[@]}"; do
+        need "${data}/${set}/wav.scp" 1
+    done
+    mapfile -t key < <(contents_of "${data}" "${all_sets[@]}")
+    for set in "${all_sets[@]}"; do
+        key+=("$(audio_digest "${data}/${set}/wav.scp")")
+    done
+    mapfile -t outputs < <(files_of "${dump}/raw" audio_stamp "${all_sets[@]}")
+    if [ "${fs}" != 16000 ]; then
+        key+=("${fs}")
+    fi
+    key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
+    run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}"
 fi
 
 if wanted 4; then

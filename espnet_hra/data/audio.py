@@ -1,4 +1,4 @@
-"""Audio of any format: reading, resampling, and conversion to 16 kHz mono FLAC.
+"""Audio of any format: reading, resampling, and conversion to mono FLAC.
 
 Files that libsndfile knows are read by soundfile, everything else by PyAV
 (FFmpeg). Both come with ESPnet's training extra, as does soxr, the resampler.
@@ -17,7 +17,7 @@ from espnet_hra.data.recordings import expected_size
 from espnet_hra.errors import UserError
 from espnet_hra.files import atomic
 
-#: The sampling rate of everything that is written.
+#: The sampling rate of what is written, where nothing else is asked for.
 SAMPLE_RATE = 16000
 
 #: File endings of audio without a header, and FFmpeg's name of the format.
@@ -40,11 +40,13 @@ class Conversion:
         target: The FLAC file to write.
         silence: The most silence to leave at either end, in seconds, or None
             to leave all of it.
+        rate: The rate of the FLAC file, in Hz.
     """
 
     source: str
     target: str
     silence: float | None = None
+    rate: int = SAMPLE_RATE
 
 
 def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
@@ -144,20 +146,23 @@ def resample(samples: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.nd
     return soxr.resample(samples, rate, target, quality="HQ")
 
 
-def trim_silence(samples: np.ndarray, keep: float) -> np.ndarray:
+def trim_silence(
+    samples: np.ndarray, keep: float, rate: int = SAMPLE_RATE
+) -> np.ndarray:
     """Cut long silence at the beginning and the end.
 
     Silence is what lies 35 dB below the loud parts, or below -70 dB, in
     windows of 10 ms.
 
     Args:
-        samples: One channel at 16 kHz.
+        samples: One channel.
         keep: The most silence to leave at either end, in seconds.
+        rate: Of the samples, in Hz.
 
     Returns:
         The middle part of the samples; all of them where nothing is loud.
     """
-    window = SAMPLE_RATE // 100
+    window = rate // 100
     count = len(samples) // window
     if count == 0:
         return samples
@@ -166,12 +171,12 @@ def trim_silence(samples: np.ndarray, keep: float) -> np.ndarray:
     loud = np.flatnonzero(level > max(np.percentile(level, 95) - 35, -70))
     if len(loud) == 0:
         return samples
-    margin = round(keep * SAMPLE_RATE)
+    margin = round(keep * rate)
     return samples[max(0, loud[0] * window - margin) : (loud[-1] + 1) * window + margin]
 
 
 def convert(job: Conversion) -> int:
-    """Write a recording as 16 kHz mono FLAC, if that was not done before.
+    """Write a recording as mono FLAC of a rate, if that was not done before.
 
     The file appears under its name only when it is whole, so that an
     interrupted conversion can be taken up again.
@@ -191,11 +196,11 @@ def convert(job: Conversion) -> int:
     except soundfile.LibsndfileError:
         pass  # not there yet, or damaged
     samples, rate = read_audio(job.source)
-    samples = np.clip(resample(samples, rate), -1.0, 1.0)
+    samples = np.clip(resample(samples, rate, job.rate), -1.0, 1.0)
     if job.silence is not None:
-        samples = trim_silence(samples, job.silence)
+        samples = trim_silence(samples, job.silence, job.rate)
     os.makedirs(os.path.dirname(job.target), exist_ok=True)
-    write_flac(job.target, samples, SAMPLE_RATE)
+    write_flac(job.target, samples, job.rate)
     return len(samples)
 
 
