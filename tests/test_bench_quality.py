@@ -9,9 +9,9 @@ import yaml
 
 from espnet_hra import cli
 from espnet_hra.bench import quality
-from espnet_hra.bench.quality import Comparison
-from espnet_hra.bench.quality_page import dev_tables
+from espnet_hra.bench.quality_page import dev_tables, hours
 from espnet_hra.bench.quality_plan import BenchError, DevRow, label_of, with_rate
+from espnet_hra.bench.quality_runs import Comparison
 from espnet_hra.encoder.layers import find_layers
 from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.base import open_base
@@ -127,6 +127,8 @@ def test_a_variant_changes_the_keys_that_it_names():
         ("c: {of: a}", "b: there is neither .*there are: a, c"),
         ("b: {max_epoch: 1}", "b: of: None must name the configuration"),
         ("b: {of: b}", "b: of: 'b' must name the configuration"),
+        ("{b: {of: c}, c: {of: b}}", "c: of: 'b' must .* not lead back to itself"),
+        ("b: [hra]", "b: of: None must name the configuration"),
         ("[", "variants.yaml: not readable as YAML"),
     ],
 )
@@ -211,7 +213,7 @@ def test_what_was_judged_on_dev_is_shown_from_its_table(tmp_path):
 
 
 def test_a_file_with_another_rate_than_the_best_is_named(tmp_path):
-    plan = {"rates": {"hra": [0.1]}, "corpus": "c"}
+    plan = {"rates": {"hra": [0.1]}, "corpus": "c", "few_tasks": ["a"]}
     comparison = Comparison(RECIPE, plan, [], tmp_path)
     assert comparison.differing_rates() == {}
     own = config_of("hra")["optim_conf"]["lr"]
@@ -223,6 +225,19 @@ def test_a_file_with_another_rate_than_the_best_is_named(tmp_path):
     best = rows(("rates", f"{own:g}", 1, 31.0), ("rates", "0.1", 1, 30.0))
     write_table(table, best, DevRow)
     assert comparison.differing_rates() == {"hra": 0.1}
+    # Of equals the table shows the lowest, and so does this.
+    best = rows(("rates", f"{own:g}", 1, 30.0), ("rates", "0.1", 1, 30.0))
+    write_table(table, best, DevRow)
+    assert comparison.differing_rates() == {}
+    assert f"|{own:g}|" in dev_tables(best, {})
+
+
+def test_hours_are_those_of_training_and_decoding(tmp_path):
+    times = tmp_path / "times.tsv"
+    assert hours(times) == ""
+    lines = ["1 -\tData\t50", "11 hra\tTraining\t7200", "12 hra\tDecoding\t1800"]
+    times.write_text("\n".join([*lines, "9 -\tDecoding\t1800", "11 cut off\n"]))
+    assert "training 2.0 h, decoding 1.0 h" in hours(times)
 
 
 def test_what_has_its_rows_is_done(tmp_path):
@@ -250,6 +265,11 @@ def test_what_has_its_rows_is_done(tmp_path):
         ("runs: {no: [1]}", "names False: expected the name of a configuration"),
         ("runs: {conf/train_lora.yaml: [1]}", "no link.* train_lora_....yaml"),
         ("runs: {lora: [1]}", "no link.* train_lora_....yaml"),
+        ("runs: {hra: 1}", "runs: {'hra': 1}: expected CONFIG: .SEED, ...."),
+        ("{few_tasks: [a], rates: {hra: [1e-3]}}", "expected CONFIG: .RATE, ...., "),
+        ("rates: {hra: [0.1]}", "name the tasks for them, few_tasks"),
+        ("{few_tasks: [a], choices: {config: hra}}", "expected config: CONFIG, seeds"),
+        ("forgetting: {adapted: hra}", "expected adapted: CONFIG, full: CONFIG"),
         ("[1]", "expected keys and values"),
         ("a: [", "plan.yaml: not readable as YAML"),
     ],

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 from espnet_hra import cli
-from espnet_hra.bench import memory, speed, speed_page, timing
+from espnet_hra.bench import many_tasks, memory, speed, speed_page, timing
 from espnet_hra.bench.backbones import random_backbone
 from espnet_hra.bench.speed_cases import CASES, Sizes, plan
 from espnet_hra.bench.speed_table import TSV, Row, measurements
@@ -356,6 +356,10 @@ def test_the_bench_of_many_tasks_runs(capsys, tmp_path):
     assert exit_.value.code in (0, None)
     said = capsys.readouterr().out
     for words in ("training step: ", "3 in a folder, ratio", "tasks changed, "):
+        assert words in said
+    many_tasks.main([*sizes, "--measure", "memory", "--folder", str(tmp_path)])
+    said = capsys.readouterr().out
+    for words in ("3 tasks added: ", "3 tasks loaded: ", "3 heads of 1,088 bytes"):
         assert words in said
 
 

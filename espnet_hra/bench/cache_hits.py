@@ -8,13 +8,13 @@ trusted, and holds one number. Counted is what comes after the cache is full.
 """
 
 import argparse
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from espnet_hra.bench.timing import clock
 from espnet_hra.tasks.cache import Head, HeadCache
 from espnet_hra.tasks.store import TaskStore, Version
 
@@ -69,21 +69,16 @@ def simulate(
     head = Head(torch.zeros(1), {})
     cache = HeadCache(NoFiles("."), lambda: lambda *_: head, loaded)
 
-    def draw() -> Iterable[int]:
-        drawn = generator.random(args.requests) * shares[-1]
-        return np.searchsorted(shares, drawn).tolist()
-
     def serve() -> None:
-        for rank in draw():
+        drawn = generator.random(args.requests) * shares[-1]
+        for rank in np.searchsorted(shares, drawn).tolist():
             cache.get(f"task{rank}")
 
     serve()
     while len(cache) < min(loaded, args.tasks):
         serve()
     cache.hits = cache.misses = 0
-    start = time.perf_counter()
-    serve()
-    seconds = time.perf_counter() - start
+    seconds = clock(serve)
     print(
         f"{args.tasks:,} tasks, s = {s}, {loaded:,} heads in memory: "
         f"{100 * cache.hits / args.requests:.1f} % of {args.requests:,} "

@@ -21,19 +21,17 @@ import argparse
 import contextlib
 import functools
 import gc
-import multiprocessing
 import random
 import statistics
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_hra.bench import timing
+from espnet_hra.bench import memory, timing
 from espnet_hra.encoder.adapted import AdaptedEncoder, wrap_encoder
 from espnet_hra.encoder.stepping import used_only
 from espnet_hra.files import atomic
@@ -165,53 +163,43 @@ def measure_time(args: argparse.Namespace, folder: Path) -> None:
 # ----------------------------------------------------------------------------- memory
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
 def measure_memory(args: argparse.Namespace, folder: Path) -> None:
     """Growth of a process, of a fresh one for each: freed memory is used again."""
     write_files(build(args, 1), folder, args.tasks)
     for part in (_memory_of_new, _memory_of_loaded, _memory_of_files):
-        process = multiprocessing.get_context("spawn").Process(
-            target=part, args=(args, folder)
-        )
-        process.start()
-        process.join()
+        for line in memory.fresh(part, args, folder):
+            print(line, flush=True)
 
 
-def _memory_of_new(args: argparse.Namespace, folder: Path) -> None:
+def _memory_of_new(args: argparse.Namespace, folder: Path) -> list[str]:
     encoder = _after_first_pass(args)
-    before = resident()
+    before = _resident()
     for i in range(1, args.tasks):
         encoder.add_task(f"task{i}")
-    _print_growth(encoder, f"{args.tasks:,} tasks added", before, args.tasks - 1)
+    return [_growth(encoder, f"{args.tasks:,} tasks added", before, args.tasks - 1)]
 
 
-def _memory_of_loaded(args: argparse.Namespace, folder: Path) -> None:
+def _memory_of_loaded(args: argparse.Namespace, folder: Path) -> list[str]:
     encoder = _after_first_pass(args)
-    before = resident()
+    before = _resident()
     for i in range(1, args.tasks):
         encoder.load_task(folder / f"task{i}.safetensors")
-    _print_growth(encoder, f"{args.tasks:,} tasks loaded", before, args.tasks - 1)
+    return [_growth(encoder, f"{args.tasks:,} tasks loaded", before, args.tasks - 1)]
 
 
-def _memory_of_files(args: argparse.Namespace, folder: Path) -> None:
+def _memory_of_files(args: argparse.Namespace, folder: Path) -> list[str]:
     encoder = _after_first_pass(args)
     encoder.remove_task("task0")
-    before = resident()
+    before = _resident()
     encoder.attach_store(folder, max_loaded=args.max_loaded)
     assert f"task{args.tasks - 1}" in encoder.adapter.heads
-    _print_growth(encoder, f"{args.tasks:,} tasks in a folder", before, 0)
+    idle = _growth(encoder, f"{args.tasks:,} tasks in a folder", before, 0)
     choice = random.Random(0)
     for _ in range(2 * args.tasks):
         with torch.inference_mode():
             encoder.adapter.begin([f"task{choice.randrange(args.tasks)}"])
     loaded = len(encoder.loaded_tasks)
-    _print_growth(encoder, "the same, served at random", before, loaded)
+    return [idle, _growth(encoder, "the same, served at random", before, loaded)]
 
 
 def _after_first_pass(args: argparse.Namespace) -> AdaptedEncoder:
@@ -222,15 +210,23 @@ def _after_first_pass(args: argparse.Namespace) -> AdaptedEncoder:
     return encoder
 
 
-def _print_growth(encoder: AdaptedEncoder, what: str, before: int, loaded: int) -> None:
-    grown, one = resident() - before, 4 * encoder.adapter.heads.size
-    text = f"memory: {what}: {grown / 2**20:,.1f} MiB more"
+def _resident() -> int:
+    """Bytes of this process in memory, without what nobody holds."""
+    gc.collect()
+    return memory.resident()
+
+
+def _growth(encoder: AdaptedEncoder, what: str, before: int, loaded: int) -> str:
+    """What the process has more than before, and what so many heads are, in words."""
+    grown, one = _resident() - before, 4 * encoder.adapter.heads.size
+    text = f"memory: {what}: {grown / memory.MIB:,.1f} MiB more"
     if loaded:
+        own = loaded * one
         text += (
-            f"; {loaded:,} heads of {one:,} bytes are {loaded * one / 2**20:,.1f} MiB, "
-            f"ratio {grown / (loaded * one):.3f}"
+            f"; {loaded:,} heads of {one:,} bytes are {own / memory.MIB:,.1f} MiB, "
+            f"ratio {grown / own:.3f}"
         )
-    print(text, flush=True)
+    return text
 
 
 # ---------------------------------------------------------------------------- changes
@@ -278,12 +274,9 @@ def _serve(
     whole, heads = [], []
     for i in range(requests):
         with torch.inference_mode(), encoder.use_task(f"task{i % 2}"):
-            start = time.perf_counter()
-            encoder.adapter.begin([f"task{i % 2}"])
-            heads.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            encoder(features, lengths)
-            whole.append(time.perf_counter() - start)
+            begin = functools.partial(encoder.adapter.begin, [f"task{i % 2}"])
+            heads.append(timing.clock(begin))
+            whole.append(timing.clock(lambda: encoder(features, lengths)))
     return [whole, heads]
 
 

@@ -6,6 +6,18 @@ from pathlib import Path
 
 from espnet_hra.bench.quality_plan import DevRow
 from espnet_hra.files.tables import markdown
+from espnet_hra.report.page import stage_times
+
+
+def best_rates(rows: Sequence[DevRow]) -> dict[str, DevRow]:
+    """Of each method the rate that was best on dev, the lowest of equals.
+
+    Args:
+        rows: Of ``dev.tsv``.
+    """
+    rates = [row for row in rows if row.part == "rates"]
+    rates.sort(key=lambda row: (row.cer, float(row.setting)), reverse=True)
+    return {row.method: row for row in rates}
 
 
 def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
@@ -15,7 +27,7 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
         rows: Of ``dev.tsv``.
         differing: Methods whose file has another rate than the best.
     """
-    parts = []
+    parts, best = [], best_rates(rows)
     by_method: dict[str, list[DevRow]] = {}
     for row in rows:
         if row.part == "rates":
@@ -29,7 +41,7 @@ def dev_tables(rows: Sequence[DevRow], differing: Mapping[str, float]) -> str:
         lines = [["method", "rate: CER", "chosen"]]
         for method, own in by_method.items():
             own = sorted(own, key=lambda row: float(row.setting))
-            chosen = min(own, key=lambda row: row.cer).setting
+            chosen = best[method].setting
             text = ", ".join(f"{row.setting}: {row.cer:.1f}" for row in own)
             if method in differing:
                 chosen += " (its file has another)"
@@ -64,13 +76,10 @@ def hours(times: Path) -> str:
     """What all of it took."""
     if not times.exists():
         return ""
-    cells = [line.split("\t") for line in times.read_text("utf-8").splitlines()]
     seconds = {"training": 0, "decoding": 0}
-    for stage, _, value in cells:
-        kind = {"11": "training", "9": "decoding", "12": "decoding"}.get(
-            stage.split()[0]
-        )
-        if kind:
+    for stage, *_, value in stage_times(times):
+        kind = {"11": "training", "9": "decoding", "12": "decoding"}.get(stage)
+        if kind and value.isdecimal():
             seconds[kind] += int(value)
     said = ", ".join(f"{kind} {s / 3600:.1f} h" for kind, s in seconds.items())
     return (

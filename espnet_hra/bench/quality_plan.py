@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from espnet_hra.errors import ConfigError, UserError
@@ -15,9 +16,46 @@ PARTS = ("rates", "choices", "runs", "alone", "forgetting")
 #: The table of what was judged on dev.
 DEV = "dev.tsv"
 
-_KEYS = {
-    *("corpus", "reference", "few_tasks", "rates", "choices"),
-    *("runs", "alone", "forgetting"),
+
+def _numbers(value: Any, kind: type | UnionType) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(v, list) and all(isinstance(n, kind) for n in v)
+        for v in value.values()
+    )
+
+
+def _is_choices(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and "config" in value
+        and isinstance(value.get("changes"), dict)
+        and all(isinstance(v, str | None) for v in value["changes"].values())
+        and _numbers({"seeds": value.get("seeds", [1])}, int)
+    )
+
+
+def _is_forgetting(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"adapted", "full"}
+
+
+_SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
+
+#: Keys of a plan: what their values must be, for the program and in words.
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "corpus": (lambda value: isinstance(value, str), "a name"),
+    "reference": (lambda value: isinstance(value, str), "the name of a method"),
+    "few_tasks": (lambda value: isinstance(value, list), "a list of tasks"),
+    "rates": (
+        lambda value: _numbers(value, int | float),
+        "CONFIG: [RATE, ...], numbers as 1.0e-3",
+    ),
+    "choices": (
+        _is_choices,
+        "config: CONFIG, seeds: [SEED, ...], changes: {NAME: OPTIONS}",
+    ),
+    "runs": _SEEDS,
+    "alone": _SEEDS,
+    "forgetting": (_is_forgetting, "adapted: CONFIG, full: CONFIG"),
 }
 
 
@@ -125,41 +163,24 @@ def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
     return 100.0 * min(cers), updates
 
 
-def find_recipe(given: Path | None) -> Path:
-    """The recipe's folder.
-
-    Raises:
-        BenchError: There is none.
-    """
-    for folder in [given] if given else [Path("."), Path("egs2/hra_asr")]:
-        if (folder / "hra.sh").is_file() and (folder / "run.sh").is_file():
-            return folder.resolve()
-    raise BenchError(
-        f"{given or Path.cwd()}: there is no run.sh of the recipe; name its folder "
-        "with --recipe, or make one with `espnet-hra recipe DEST`"
-    )
-
-
-def read_plan(path: Path) -> dict[str, Any]:
-    """A plan's keys.
-
-    Raises:
-        BenchError: It cannot be read.
-    """
-    return read_yaml(path, BenchError)
-
-
-def check_keys(plan: Mapping[str, Any]) -> None:
-    """Refuse keys that a plan does not have.
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Refuse keys that a plan does not have, and values that they cannot have.
 
     Raises:
         BenchError: There are some.
     """
-    unknown = sorted(set(plan) - _KEYS)
+    unknown = sorted(map(str, set(plan) - set(_KEYS)))
     if unknown:
         raise BenchError(
             f"the plan has unknown keys: {', '.join(unknown)}; possible are: "
             f"{', '.join(sorted(_KEYS))}"
+        )
+    for key, (is_possible, expected) in _KEYS.items():
+        if key in plan and not is_possible(plan[key]):
+            raise BenchError(f"the plan has {key}: {plan[key]!r}: expected {expected}")
+    if {"rates", "choices"} & set(plan) and not plan.get("few_tasks"):
+        raise BenchError(
+            "the plan has rates or choices: name the tasks for them, few_tasks: [A, B]"
         )
 
 

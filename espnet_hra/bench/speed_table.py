@@ -28,7 +28,7 @@ class Row:
         versions: Of Python, torch, ESPnet and PEFT.
         commit: Of this repository; ``+`` behind it: with changes.
         date: When it was measured.
-        case: What was measured, see :data:`espnet_hra.bench.speed.CASES`.
+        case: What was measured, see :data:`espnet_hra.bench.speed_cases.CASES`.
         backbone: Name of the backbone.
         part: Which part of the case.
         batch: Utterances.

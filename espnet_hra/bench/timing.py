@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,13 @@ class Ratio(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def clock(run: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def interleave(
@@ -144,9 +151,5 @@ def gmacs_per_second(device: torch.device) -> float:
     size = 512 if device.type == "cpu" else 4096
     matrix = torch.randn(size, size, device=device)
     matrix @ matrix
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        (matrix @ matrix).sum().item()
-        seconds.append(time.perf_counter() - start)
+    seconds = [clock(lambda: (matrix @ matrix).sum().item()) for _ in range(5)]
     return size**3 / 1e9 / sorted(seconds)[2]

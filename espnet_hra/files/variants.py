@@ -5,7 +5,7 @@ it has otherwise; null takes a key away. Nested keys are changed one by one.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from espnet_hra.files.config import read_yaml
 VARIANTS = "variants.yaml"
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str, seen: Sequence[str] = ()) -> dict[str, Any]:
     """The training configuration of a name.
 
     Args:
         folder: The recipe's ``conf``.
         name: Of a file ``train_<name>.yaml`` in it, or of a variant.
+        seen: Variants of it that led here.
 
     Raises:
         ConfigError: There is none, or it cannot be read.
@@ -38,14 +39,14 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
             f"{name}: there is neither {path} nor a variant of this name in "
             f"{folder / VARIANTS}; there are: {', '.join(sorted({*files, *variants}))}"
         )
-    changes = dict(variants[name] or {})
-    base = changes.pop("of", None)
-    if not isinstance(base, str) or base == name:
+    changes = variants[name] if isinstance(variants[name], dict) else {}
+    base = changes.get("of")
+    if not isinstance(base, str) or base in (name, *seen):
         raise ConfigError(
             f"{folder / VARIANTS}: {name}: of: {base!r} must name the configuration "
-            "that it is a variant of, e.g. hra"
+            "that it is a variant of, e.g. hra, and not lead back to itself"
         )
-    return changed(read_config(folder, base), changes)
+    return changed(read_config(folder, base, (*seen, name)), {**changes, "of": None})
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,13 +70,25 @@ def times(path: PathLike | None) -> str:
     if path is None or not Path(path).exists():
         return ""
     cells = [["stage", "", "seconds"]]
+    for stage, variant, title, seconds in stage_times(path):
+        named = f"{title} ({variant})" if variant not in ("", "-") else title
+        cells.append([stage, named, seconds])
+    return f"## Time\n\n{markdown(cells)}"
+
+
+def stage_times(path: PathLike) -> list[tuple[str, str, str, str]]:
+    """Stage, variant, title and seconds of each line of ``times.tsv``.
+
+    Raises:
+        ReportError: If it cannot be read.
+    """
+    found = []
     for line in _read(Path(path)).split("\n"):
         if line.strip():
             key, title, seconds = [*line.split("\t"), "", ""][:3]
             stage, _, variant = key.partition(" ")
-            named = f"{title} ({variant})" if variant not in ("", "-") else title
-            cells.append([stage, named, seconds])
-    return f"## Time\n\n{markdown(cells)}"
+            found.append((stage, variant, title, seconds))
+    return found
 
 
 def write(
