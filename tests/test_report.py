@@ -229,3 +229,15 @@ def test_pictures_without_matplotlib_name_the_command_that_installs_it(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install 'espnet-hra[plots]'" in run(tables)
+
+
+def test_a_task_that_is_called_mean_is_not_the_mean(tmp_path):
+    results = make(SYSTEMS, tasks=("a", "mean"))
+    results.write(tmp_path)
+    assert not run(tmp_path, "--samples", "50")
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "|method|seeds|shared|per task|a|mean|mean of all tasks|change|" in page
+    row = next(line for line in page.splitlines() if line.startswith("|hra|2|10|"))
+    a, mean, of_all = map(float, row.split("|")[5:8])
+    assert of_all == pytest.approx((a + mean) / 2, abs=0.06)
+    assert b"mean of all tasks" in (tmp_path / "results.svg").read_bytes()

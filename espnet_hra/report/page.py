@@ -24,6 +24,7 @@ from espnet_hra.report.statistics import (
     average,
     choose_reference,
     complete_methods,
+    mean_column,
     rates_of,
     selection_rates,
     systems,
@@ -296,7 +297,7 @@ def _rate_table(rows: Sequence[Row], measure: str) -> str:
             mean,
             change,
         ]
-    names = ["seeds", "shared", "per task", *tasks, "mean", "change"]
+    names = ["seeds", "shared", "per task", *tasks, mean_column(tasks), "change"]
     if len(tasks) > WIDEST:
         table = [["", *columns]]
         table += [[n, *(c[i] for c in columns.values())] for i, n in enumerate(names)]

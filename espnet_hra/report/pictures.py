@@ -14,6 +14,7 @@ from espnet_hra.report.statistics import (
     System,
     complete_methods,
     interval,
+    mean_column,
     tasks_of,
 )
 
@@ -75,7 +76,11 @@ def draw_tasks(found: Mapping[str, System], split: str, reference: str) -> "Figu
     left_out = len(tasks) - MOST_TASKS
     complete = [m for m in methods if m in complete_methods(found)]
     tasks = tasks[:MOST_TASKS]
-    lines = [*tasks, "mean"] if complete and (left_out > 0 or len(tasks) > 1) else tasks
+    lines = (
+        [*tasks, mean_column(tasks)]
+        if complete and (left_out > 0 or len(tasks) > 1)
+        else tasks
+    )
     step = 0.8 / len(methods)
     height = min(30.0, 1.4 + len(lines) * max(0.34, 0.13 * len(methods)))
     figure = new_figure(8.0, height)
@@ -88,7 +93,7 @@ def draw_tasks(found: Mapping[str, System], split: str, reference: str) -> "Figu
         points = {
             i: (
                 system.mean(tasks_of(found))
-                if name == "mean" and i == len(tasks)
+                if i == len(tasks)
                 else interval(system.cer[name], [system.resampled.get(name)])
             )
             for i, name in enumerate(lines)

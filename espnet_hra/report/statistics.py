@@ -248,6 +248,11 @@ def complete_methods(found: Mapping[str, System]) -> list[str]:
     return [m for m, system in found.items() if len(system.cer) == len(tasks)]
 
 
+def mean_column(tasks: Iterable[str]) -> str:
+    """How tables call the mean over tasks; one of these may be called so itself."""
+    return "mean of all tasks" if "mean" in tasks else "mean"
+
+
 def tasks_of(found: Mapping[str, System]) -> list[str]:
     """All tasks that a method has a rate of."""
     return sorted({task for system in found.values() for task in system.cer})
