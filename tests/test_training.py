@@ -775,3 +775,18 @@ def test_a_whole_model_survives_torch_save(loud, an4, tmp_path):
         ready=(model, speech2text.asr_train_args), ctc_greedy=True, task="male"
     )
     assert other(wave)[0][0] == expected
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_base_may_be_a_checkpoint_of_lightning(named, base, an4, tmp_path):
+    folder = tmp_path / "lightning"
+    folder.mkdir()
+    state = {f"model.{k}": v for k, v in load(base / "valid.loss.best.pth").items()}
+    saved = {"state_dict": state, "epoch": 3, "pytorch-lightning_version": "2.5"}
+    torch.save(saved, folder / "last.ckpt")
+    (folder / "config.yaml").write_text((base / "config.yaml").read_text())
+    given = folder if named == "folder" else folder / "last.ckpt"
+    output = train(an4, given, tmp_path / "exp", max_epoch=1)
+    expected = train(an4, base, tmp_path / "plain", max_epoch=1)
+    found = [load(exp / "valid.loss.best.pth") for exp in (output, expected)]
+    assert equal(*found)

@@ -84,6 +84,7 @@ _CHECKPOINTS = (
     r".*\.ave_\d+best\.pth",
     r"valid\..*\.best\.pth",
     r"latest\.pth",
+    r".*\.ckpt",
 )
 
 
@@ -159,15 +160,15 @@ def open_base(source: str, cache: str | None = None) -> BaseModel:
     """Find the checkpoint and configuration of a base.
 
     Args:
-        source: A checkpoint (``.pth``), an experiment folder or unpacked pack, a zip of
-            ``espnet2.bin.pack``, or a tag of the model zoo or the Hugging Face hub.
+        source: A checkpoint (``.pth``, or Lightning's ``.ckpt``), an experiment folder
+            or unpacked pack, a zip of ``espnet2.bin.pack``, or a tag of the model zoo or the Hugging Face hub.
         cache: Folder for unpacked and downloaded packs; None for the model zoo's own.
 
     Raises:
         BaseModelError: There is no such base, or it is incomplete.
     """
     path = Path(source).expanduser()
-    if path.suffix == ".pth" and path.is_file():
+    if path.suffix in (".pth", ".ckpt") and path.is_file():
         config = path.parent / "config.yaml"
         return BaseModel(source, path, config if config.is_file() else None)
     if path.is_dir():
@@ -224,6 +225,7 @@ def _from_folder(source: str, folder: Path) -> BaseModel:
         return _from_pack(source, files)
     config = folder / "config.yaml"
     found = sorted(p for p in folder.glob("*.pth") if p.name != "checkpoint.pth")
+    found += sorted(folder.glob("*.ckpt"))
     for pattern in _CHECKPOINTS:
         for file in found:
             if re.fullmatch(pattern, file.name) and config.is_file():

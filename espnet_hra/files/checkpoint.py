@@ -19,6 +19,9 @@ State = dict[str, torch.Tensor]
 #: that ESPnet makes for resuming.
 _WITHIN = ("module", "state_dict", "model")
 
+#: What Lightning puts before all names: the attribute of the model in its module.
+_LIGHTNING = "model."
+
 
 def read_training(path: Path) -> dict[str, Any]:
     """What ESPnet saves for resuming a training, without unpickling objects.
@@ -55,6 +58,8 @@ def read_state(path: Path) -> State:
         for key in _WITHIN:
             if isinstance(state.get(key), dict):
                 state = state[key]
+        if state and all(key.startswith(_LIGHTNING) for key in state):
+            state = beginning(state, _LIGHTNING)
         # An expanded tensor takes no space in a file, and any in memory.
         total = sum(t.numel() * t.element_size() for t in state.values())
     except Exception as e:  # whatever damaged data may raise
