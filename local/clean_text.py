@@ -49,10 +49,24 @@ COLUMNS = ("wav.scp", "text", "utt2spk", "utt2task")
 NAMED = 10
 
 
+#: Tokens in brackets that are no words of a text: ESPnet's own.
+SPECIAL = {"<blank>", "<unk>", "<space>", "<sos/eos>", "<s>", "</s>", "<sos>", "<eos>"}
+
+
+def in_brackets(token: str) -> bool:
+    """Whether a token is one symbol: ``<en>``, ``[noise]``."""
+    return len(token) > 2 and token[0] + token[-1] in ("<>", "[]")
+
+
 def known_characters(tokens: Collection[str]) -> frozenset:
     """The characters that tokens (letters, or pieces of words) are made of."""
-    pieces = [t for t in tokens if not (len(t) > 2 and t[0] == "<" and t[-1] == ">")]
+    pieces = [token for token in tokens if not in_brackets(token)]
     return frozenset("".join(pieces).replace("\u2581", ""))
+
+
+def known_symbols(tokens: Collection[str]) -> frozenset:
+    """Language tags and the like, which stand in a text as one word."""
+    return frozenset(filter(in_brackets, tokens)) - SPECIAL
 
 
 class Folding:
@@ -60,10 +74,11 @@ class Folding:
 
     Args:
         known: The characters.
+        symbols: Words that stay as they are.
     """
 
-    def __init__(self, known: Collection[str]) -> None:
-        self.known = frozenset(known)
+    def __init__(self, known: Collection[str], symbols: Collection[str] = ()) -> None:
+        self.known, self.symbols = frozenset(known), frozenset(symbols)
         lower = any(char != char.upper() for char in self.known)
         upper = any(char != char.lower() for char in self.known)
         self.case: Callable[[str], str] | None = None
@@ -77,12 +92,17 @@ class Folding:
 
     def __call__(self, text: str) -> str:
         """The folded text."""
-        text = unicodedata.normalize("NFC", text)
+        words = unicodedata.normalize("NFC", text).split()
         if self.case is not None:
-            folded = unicodedata.normalize("NFC", self.case(text))
-            self.other_case += folded != text
-            text = folded
-        return " ".join("".join(map(self._fold, text)).split())
+            folded = [w if w in self.symbols else self._other_case(w) for w in words]
+            self.other_case += folded != words
+            words = folded
+        words = [w if w in self.symbols else "".join(map(self._fold, w)) for w in words]
+        return " ".join(" ".join(words).split())
+
+    def _other_case(self, word: str) -> str:
+        assert self.case is not None, "asked for only where there is one case"
+        return unicodedata.normalize("NFC", self.case(word))
 
     def _fold(self, char: str) -> str:
         if char in self.known or char.isspace():
@@ -303,7 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "the characters of the backbone's tokens are not known (its token_type "
                 "is neither char nor bpe): use --clean_text none"
             )
-        folding = Folding(known_characters(requirements.tokens))
+        folding = Folding(
+            known_characters(requirements.tokens), known_symbols(requirements.tokens)
+        )
         found = {
             name: clean_set(
                 args.raw / name,

@@ -378,6 +378,18 @@ def test_folding(tokens, text, folded):
     assert Folding(known)(text) == folded
 
 
+def test_language_tags_and_noises_are_units(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "local"))
+    from clean_text import Folding, known_characters, known_symbols
+
+    tokens = ["<blank>", "<unk>", "<space>", *"ab", "<en>", "[noise]", "<sos/eos>"]
+    assert known_symbols(tokens) == {"<en>", "[noise]"}
+    assert known_characters(tokens) == {"a", "b"}
+    folding = Folding(known_characters(tokens), known_symbols(tokens))
+    assert folding("<en> A[b]! [noise]") == "<en> a b [noise]"
+    assert folding("[NOISE] ab") == "noise ab"
+
+
 def test_one_run_at_a_time(recipe):
     work = recipe / "exp" / "mini_an4"
     work.mkdir(parents=True)

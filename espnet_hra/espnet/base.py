@@ -161,7 +161,8 @@ def open_base(source: str, cache: str | None = None) -> BaseModel:
 
     Args:
         source: A checkpoint (``.pth``, or Lightning's ``.ckpt``), an experiment folder
-            or unpacked pack, a zip of ``espnet2.bin.pack``, or a tag of the model zoo or the Hugging Face hub.
+            or unpacked pack, a zip of ``espnet2.bin.pack``, or a tag of the model zoo
+            or the Hugging Face hub.
         cache: Folder for unpacked and downloaded packs; None for the model zoo's own.
 
     Raises:
