@@ -387,7 +387,7 @@ def test_language_tags_and_noises_are_units(monkeypatch):
     assert known_characters(tokens) == {"a", "b"}
     folding = Folding(known_characters(tokens), known_symbols(tokens))
     assert folding("<en> A[b]! [noise]") == "<en> a b [noise]"
-    assert folding("[NOISE] ab") == "noise ab"
+    assert folding("[NOISE] AB") == "[noise] ab"
 
 
 def test_one_run_at_a_time(recipe):
