@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from test_training import ADAPTATION, options, streams, train, waves
 
 import espnet_hra
 from espnet_hra import cli
+from espnet_hra.bin.python import translate
 from espnet_hra.data.audio import AudioError, Conversion, convert, read_audio
 from espnet_hra.errors import BaseModelError, ConfigError, DataError
 from espnet_hra.espnet.base import open_base
@@ -69,6 +72,44 @@ def _dangling(words, i):
     return words[i].startswith("--") and (
         i + 1 == len(words) or words[i + 1].startswith("--")
     )
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("-m espnet2.bin.asr_train --help", "-m espnet_hra.bin.asr_train --help"),
+        ("-u -m espnet2.bin.asr_inference", "-u -m espnet_hra.bin.asr_inference"),
+        ("-m espnet2.bin.pack -m espnet2.bin.asr_train", None),
+        ("script.py -m espnet2.bin.asr_train", None),
+        ("-c print() -m espnet2.bin.asr_train", None),
+        ("-m", None),
+    ],
+)
+def test_the_python_for_asr_sh_knows_which_programs_are_ours(words, expected):
+    assert translate(words.split()) == (expected or words).split()
+
+
+def test_asr_sh_trains_with_its_own_command(an4, base, tmp_path):
+    """As ESPnet's recipes issue it: the base as --init_param, all keys in a file."""
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    kept = ("frontend_conf", "normalize", "model_conf")
+    given = {key: config[key] for key in kept} | {
+        **ADAPTATION,
+        "max_epoch": 1,
+        "encoder": "hra_conformer",
+        "encoder_conf": {**BASE_CONFIG["encoder_conf"], **ADAPTATION["encoder_conf"]},
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(given))
+    command = [sys.executable, "-m", "espnet_hra.bin.python", "-m"]
+    command += ["espnet2.bin.asr_train", "--config", tmp_path / "train.yaml"]
+    command += ["--token_type", "char", "--token_list", an4["tokens"]]
+    command += ["--init_param", base / "valid.loss.best.pth", "--resume", "true"]
+    command += ["--ignore_init_mismatch", "false", "--use_preprocessor", "true"]
+    command += streams(an4["train"], "train") + streams(an4["dev"], "valid")
+    command += ["--output_dir", tmp_path / "exp"]
+    subprocess.run(list(map(str, command)), check=True, cwd=tmp_path)
+    state = torch.load(tmp_path / "exp" / "latest.pth", weights_only=True)
+    assert state and all(key.startswith("encoder.adapter.") for key in state)
 
 
 def test_espnets_own_decoding_of_a_base_goes_on_to_work(an4, base):
