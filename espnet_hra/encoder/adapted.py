@@ -152,6 +152,13 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
                 "model's CTC does not use them: decode with `espnet-hra decode` or "
                 "`espnet_hra.Speech2Text`, or call espnet_hra.espnet.ctc.attach(model)"
             )
+        if self.adapter.adapts_decoder and self.adapter.decoder is None:
+            raise RuntimeError(
+                "the tasks adapt the attention decoder as well (decoder: true), and "
+                "this encoder belongs to no model: decode with `espnet-hra decode` or "
+                "`espnet_hra.Speech2Text`, or call "
+                "espnet_hra.encoder.attention_decoder.attach(model)"
+            )
         after_layer = self.adapter.begin(names)
         changes = self.adapter.changes_for(names[0])
         return view(self, self.layer_list, after_layer, changes), after_layer

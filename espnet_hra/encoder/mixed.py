@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 
-#: Arguments of ESPnet's encoders that have one row for each utterance, and whether the
-#: next axis are frames: (b, frames, d), (b), (b, frames). All others are the same for
-#: the whole batch, whatever sizes they happen to have.
-_ROWS = {"xs_pad": True, "ilens": False, "masks": True}
+#: Arguments of ESPnet's encoders and decoders that have one row for each utterance, and
+#: which of them has the lengths, if the next axis is time: (b, frames, d), (b),
+#: (b, frames). All others are the same for the whole batch, whatever sizes they happen
+#: to have.
+_ROWS = {
+    "xs_pad": "ilens",
+    "ilens": None,
+    "masks": "ilens",
+    "hs_pad": "hlens",
+    "hlens": None,
+    "ys_in_pad": "ys_in_lens",
+    "ys_in_lens": None,
+}
 
 
 #: Encodes utterances of one task: ((task,), (), arguments by name) -> the output.
@@ -25,24 +34,24 @@ def task_by_task(names: Sequence[str], run: Run, arguments: dict[str, Any]) -> A
 
     Args:
         names: One task per utterance.
-        run: Encodes a part of the batch.
-        arguments: Those of the encoder's ``forward``, see :func:`by_name`.
+        run: Encodes or decodes a part of the batch.
+        arguments: Those of the ``forward``, see :func:`by_name`.
     """
-    xs_pad, lengths = arguments["xs_pad"], arguments["ilens"]
-    frames = xs_pad.size(1)
     rows: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         rows.setdefault(name, []).append(i)
     outputs = []
     for name, own in rows.items():
-        index = torch.tensor(own, device=xs_pad.device)
-        end = frames - int(lengths.max() - lengths[own].max())
         part = dict(arguments)
-        for key, timed in _ROWS.items():
+        for key, lengths_key in _ROWS.items():
             value = part.get(key)
-            if value is not None:
-                value = value.index_select(0, index.to(value.device))
-                part[key] = value[:, :end] if timed else value
+            if value is None:
+                continue
+            part[key] = value[own]
+            if lengths_key is not None:
+                lengths = arguments[lengths_key]
+                surplus = int(lengths.max() - lengths[own].max())
+                part[key] = part[key][:, : value.size(1) - surplus]
         outputs.append(run((name,), (), part))
     order = [i for own in rows.values() for i in own]
     return _together(outputs, torch.tensor(order).argsort())

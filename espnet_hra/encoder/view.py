@@ -1,4 +1,4 @@
-"""The encoder as one pass sees it: each layer is followed by a step of the adapter.
+"""An encoder or decoder as one pass sees it: a step of the adapter after each layer.
 
 A view is a shallow copy of the encoder that shares all parameters, buffers and
 submodules. It belongs to one call, so threads and nested calls cannot meet.
@@ -39,8 +39,9 @@ class _AdaptedLayer:
     """A layer of the encoder, followed by a step of the adapter.
 
     Layers take ``x`` or ``(x, pos_emb)`` first, and return ``x``, ``(x, mask, ...)`` or
-    ``((x, pos_emb), mask, ...)``; only x changes. Whatever else is asked of a layer is
-    answered by the layer.
+    ``((x, pos_emb), mask, ...)``; only x changes. A layer that is given a ``cache`` of
+    what it returned before computes the last position only, and so does the adapter.
+    Whatever else is asked of a layer is answered by the layer.
     """
 
     def __init__(self, layer: torch.nn.Module, index: int, after_layer: OnePass | None):
@@ -52,12 +53,17 @@ class _AdaptedLayer:
         if self._after_layer is None:
             return output
         given = args[0] if args else next(iter(kwargs.values()))
-        return self._adapt(output, given[0] if isinstance(given, tuple) else given)
+        if isinstance(given, tuple):
+            given = given[0]
+        return self._adapt(output, given, kwargs.get("cache") is not None)
 
-    def _adapt(self, output: Any, given: torch.Tensor) -> Any:
-        if isinstance(output, torch.Tensor):
+    def _adapt(self, output: Any, given: torch.Tensor, cached: bool) -> Any:
+        if not isinstance(output, torch.Tensor):
+            return (self._adapt(output[0], given, cached), *output[1:])
+        if not cached:
             return self._after_layer(self._index, output, given)
-        return (self._adapt(output[0], given), *output[1:])
+        last = self._after_layer(self._index, output[:, -1:], given[:, -1:])
+        return torch.cat([output[:, :-1], last], dim=1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)

@@ -417,6 +417,8 @@ class Speech2Text(asr_inference.Speech2Text):
                 with self.asr_model.encoder.use_task(name):
                     results.append(self._decode_single_sample(x[:n]))
             return results
+        if self.asr_model.encoder.adapter.decoder is not None:
+            return self._search_by_task(encoded, frames)
         found = self.beam_search(
             x=encoded,
             x_lengths=frames,
@@ -424,6 +426,25 @@ class Speech2Text(asr_inference.Speech2Text):
             minlenratio=self.minlenratio,
         )
         return [self._hyps_to_results(hypotheses) for hypotheses in found]
+
+    def _search_by_task(
+        self, encoded: torch.Tensor, frames: torch.Tensor
+    ) -> list[NBest]:
+        """As above, task by task: hypotheses do not say whose utterance they are."""
+        encoder = self.asr_model.encoder
+        names = encoder.tasks_of_batch(len(encoded))
+        results: dict[int, NBest] = {}
+        for name in dict.fromkeys(names):
+            rows = [i for i, other in enumerate(names) if other == name]
+            with encoder.use_task(name):
+                found = self.beam_search(
+                    x=encoded[rows],
+                    x_lengths=frames[rows],
+                    maxlenratio=self.maxlenratio,
+                    minlenratio=self.minlenratio,
+                )
+            results.update(zip(rows, map(self._hyps_to_results, found)))
+        return [results[i] for i in range(len(names))]
 
     def _greedy(self, waves: list[torch.Tensor]) -> list[NBest]:
         """The best CTC symbol of each frame, repeats and blanks removed."""

@@ -19,8 +19,9 @@ def count(model: torch.nn.Module) -> dict[str, Any]:
     Returns:
         ``backbone`` (everything that is not the adapter's), ``shared`` (the controller
         of HRA), ``per_task`` by name, ``one_task``, ``trainable``, the method's
-        ``formula``, and multiply-accumulates per encoder frame: ``adapter_macs`` and
-        ``layer_macs``.
+        ``formula``, multiply-accumulates per encoder frame: ``adapter_macs`` and
+        ``layer_macs``, and those of the adapter per token of an adapted decoder:
+        ``decoder_macs``.
     """
     encoder = model.encoder
     assert isinstance(encoder, AdaptedEncoder), "asked for adapted models only"
@@ -39,6 +40,7 @@ def count(model: torch.nn.Module) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "formula": adapter.formula(),
         "adapter_macs": adapter.macs(),
+        "decoder_macs": adapter.decoder_macs(),
         "layer_macs": layer_macs(encoder.layer_list.each(encoder)),
     }
 

@@ -18,6 +18,7 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.utils.types import str2bool, str_or_none
 
 from espnet_hra.data.checks import add_skip_bad
+from espnet_hra.encoder import attention_decoder
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import ctc, params, registry, starting
@@ -200,6 +201,7 @@ class HRATask(ASRTask):
             ctc.extend(model, args.token_list, new_tokens)
             args.token_list = list(model.token_list)
         ctc.attach(model)
+        attention_decoder.attach(model)
         return model
 
     @classmethod
@@ -252,6 +254,7 @@ class HRATask(ASRTask):
         if new_tokens:
             ctc.extend(model, args.token_list, new_tokens)
         ctc.attach(model)
+        attention_decoder.attach(model)
         return model
 
     @classmethod

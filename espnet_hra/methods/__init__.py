@@ -73,6 +73,8 @@ def build_adapter(
                 f"adapter_conf: {key!r} is no key of the adapter {name!r}; possible "
                 f"are: {', '.join(own + common)}"
             )
-    adapter = built(backbone, **{k: v for k, v in conf.items() if k in own})
+    keys = {k: v for k, v in conf.items() if k in own}
+    adapter = built(backbone, **keys)
+    adapter.keys = keys
     adapter.configure(**{k: v for k, v in conf.items() if k in common})
     return adapter

@@ -7,9 +7,10 @@ is written to the encoder itself, and the method sees the tensors of the tasks a
 not the tasks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -29,12 +30,14 @@ class Backbone:
         width: Width d of what its layers return.
         layers: Its layers, in order.
         path: Dotted path of their list within the encoder.
+        kind: ``encoder``, or ``decoder`` where it is the attention decoder.
     """
 
     module: torch.nn.Module
     width: int
     layers: Sequence[torch.nn.Module]
     path: str
+    kind: str = "encoder"
 
 
 class OnePass:
@@ -104,6 +107,48 @@ class OwnProjection:
     attached: bool = False
 
 
+@dataclass
+class DecoderPart:
+    """The method on the layers of the attention decoder (``decoder: true``).
+
+    Attributes:
+        method: The same method with the same keys, built on the decoder. Its tasks are
+            those of the encoder's, whose vectors hold the tensors for both.
+        heads: These vectors.
+        section: Where in them the decoder's tensors lie.
+    """
+
+    method: "Adapter"
+    heads: TaskBank
+    section: Section
+
+    def begin(self, names: Sequence[str], dtype: torch.dtype | None) -> OnePass:
+        """Start a pass over the decoder's layers, see :meth:`Adapter.begin`."""
+        return self.method.after_layers(self._tensors(names, dtype))
+
+    def changes_for(self, name: str) -> Mapping[str, Change]:
+        """What a pass with this task changes within the decoder, by dotted path."""
+        if self.method.mixes:
+            return {}
+        return self.method.changes(self._tensors([name], None))
+
+    def _tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
+        return _own_names(self.heads.gather(names, dtype, self.section))
+
+
+#: What the names of the decoder's tensors begin with in a task's vector.
+_IN_DECODER = "decoder."
+
+
+def _own_names(tensors: Tensors) -> Tensors:
+    """The decoder's tensors by the names that the method gives them."""
+    return {name.removeprefix(_IN_DECODER): t for name, t in tensors.items()}
+
+
+def _initialise_part(initialise: Initialise, tensors: Tensors) -> None:
+    initialise(_own_names(tensors))
+
+
 class Adapter(torch.nn.Module):
     """A method: a module that lives at ``encoder.adapter``.
 
@@ -123,6 +168,9 @@ class Adapter(torch.nn.Module):
             False, the encoder runs a mixed batch task by task.
         default_ctc: The key ``ctc`` of a model that does not say.
         ctc: The tasks' CTC projections; None if they have none.
+        keys: The method's own keys of ``adapter_conf``, as they were given.
+        adapts_decoder: Whether the attention decoder's layers are adapted as well.
+        decoder: The method on these layers, once the decoder is there.
         backbone_dropout: Whether the frozen backbone drops out while tasks are
             trained.
     """
@@ -141,6 +189,10 @@ class Adapter(torch.nn.Module):
         self.heads = TaskBank(shapes, initialise)
         self.ctc: OwnProjection | None = None
         self.backbone_dropout = False
+        self.keys: dict[str, Any] = {}
+        self.adapts_decoder = False
+        self.decoder: DecoderPart | None = None
+        self._initialise = initialise
 
     def configure(
         self,
@@ -149,6 +201,7 @@ class Adapter(torch.nn.Module):
         vocab_size: int | None = None,
         new_tokens: Sequence[str] | None = None,
         backbone_dropout: bool = False,
+        decoder: bool = False,
     ) -> None:
         """Set what every method can be asked for. Once, before there are tasks.
 
@@ -162,6 +215,7 @@ class Adapter(torch.nn.Module):
             backbone_dropout: Whether the backbone drops out in training, at the rates
                 that its configuration names. What is frozen cannot overfit; without
                 dropout, training is faster as well.
+            decoder: Whether the layers of the attention decoder are adapted as well.
 
         Raises:
             ConfigError: A value is not possible.
@@ -170,8 +224,10 @@ class Adapter(torch.nn.Module):
         self._modules["heads"] = self._modules.pop("heads")
         check_choice("ctc", ctc, ("frozen", "task"))
         check_choice("backbone_dropout", backbone_dropout, (False, True))
+        check_choice("decoder", decoder, (False, True))
         self.regime = regime
         self.backbone_dropout = backbone_dropout
+        self.adapts_decoder = decoder
         if ctc == "frozen":
             return
         if vocab_size is None:
@@ -185,6 +241,32 @@ class Adapter(torch.nn.Module):
             {"ctc.weight": (vocab_size, self.width), "ctc.bias": (vocab_size,)}
         )
         self.ctc = OwnProjection(section, vocab_size, list(new_tokens or ()))
+
+    def add_decoder(self, backbone: Backbone) -> None:
+        """Adapt the layers of the attention decoder as well. Once, before training.
+
+        Tasks that exist are made anew: their vectors grow.
+
+        Args:
+            backbone: The decoder.
+
+        Raises:
+            ConfigError: The method cannot adapt it.
+        """
+        method: Callable[..., Adapter] = type(self)
+        part = method(backbone, **self.keys)
+        part.follow(self)
+        names, like = self.heads.own, next(self.parameters(), torch.empty(0))
+        for name in names:
+            self.heads.remove(name)
+        shapes = part.heads.layout.shapes
+        section = self.heads.extend(
+            {f"{_IN_DECODER}{name}": shape for name, shape in shapes.items()},
+            functools.partial(_initialise_part, part._initialise),
+        )
+        self.decoder = DecoderPart(part, self.heads, section)
+        for name in names:
+            self.heads.add(name, like.detach())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -204,6 +286,8 @@ class Adapter(torch.nn.Module):
             config.update(ctc="task", vocab_size=self.ctc.vocab_size)
             if self.ctc.new_tokens:
                 config["new_tokens"] = self.ctc.new_tokens
+        if self.adapts_decoder:
+            config["decoder"] = True
         return config
 
     # ------------------------------------------------------------ what a method says
@@ -230,6 +314,16 @@ class Adapter(torch.nn.Module):
     def pass_dtype(self) -> torch.dtype | None:
         """The type in which a pass computes with the tensors; None for their own."""
         return None
+
+    def follow(self, encoder: Any) -> None:
+        """Share with the method on the encoder what both have; this is the decoder's.
+
+        Args:
+            encoder: The same method with the same keys, on the encoder.
+
+        Raises:
+            ConfigError: They cannot share it.
+        """
 
     def reset_shared(self) -> None:
         """Initialise what all tasks share."""
@@ -267,6 +361,12 @@ class Adapter(torch.nn.Module):
         check_choice("regime", value, ("joint", "new_task"))
         for p in self.shared_parameters().values():
             p.requires_grad_(value == "joint")
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``Module.train``."""
+        if self.decoder is not None:  # which is no submodule: tasks are in one place
+            self.decoder.method.train(mode)
+        return super().train(mode)
 
     def espnet_initialization_fn(self) -> None:
         """ESPnet's ``--init`` rewrites every matrix; a new task must stay neutral."""
@@ -312,6 +412,8 @@ class Adapter(torch.nn.Module):
     def formula(self) -> dict[str, int]:
         """Parameter counts from arithmetic: ``shared``, ``per_task``."""
         shared, per_task = self.count()
+        if self.decoder is not None:
+            per_task += self.decoder.method.count()[1]
         return {"shared": shared, "per_task": per_task + sum(self._projection_counts())}
 
     def macs(self) -> int:
@@ -321,6 +423,10 @@ class Adapter(torch.nn.Module):
         """
         weights, _ = self._projection_counts()
         return self.own_macs() + weights
+
+    def decoder_macs(self) -> int:
+        """Multiply-accumulates that the adapter adds per token of the decoder."""
+        return 0 if self.decoder is None else self.decoder.method.own_macs()
 
     def _projection_counts(self) -> tuple[int, int]:
         """Weights and biases of a task's CTC projection."""

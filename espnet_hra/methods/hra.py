@@ -29,6 +29,9 @@ What the paper leaves open, and what is chosen here:
 * the controller reads and the head writes what a layer returns, as above (``reads:
   input``: it reads what the layer was given, which the layer then runs beside);
 * the head's last matrix and bias start at zero, so that step 0 is the backbone;
+* the attention decoder's layers are left alone (``decoder: true`` lets the same
+  controller run over their depth as well, from h = 0 for each token, and gives each
+  task a second head there);
 * controller and heads are trained together (``regime: joint``), or the controller is
   frozen and only heads learn (``regime: new_task``).
 """
@@ -40,6 +43,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone, OnePass
 from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
 from espnet_hra.methods.tensors import affine, init_matrix
@@ -65,6 +69,17 @@ class Controller(torch.nn.Module):
         layers: Number of layers that have a b of their own; 0: all have the same.
     """
 
+    #: How many rows of W, b and U each value of the state has.
+    rows = 1
+
+    #: What brings the state of the layer before: "u" (c), "U" (rows c, c), or nothing.
+    memory = ""
+
+    W: torch.nn.Parameter
+    b: torch.nn.Parameter
+    u: torch.nn.Parameter
+    U: torch.nn.Parameter
+
     def __init__(
         self,
         d: int,
@@ -76,20 +91,23 @@ class Controller(torch.nn.Module):
         super().__init__()
         self.d, self.c, self.recurrent_init = d, c, recurrent_init
         self.norm = torch.nn.LayerNorm(d) if input_norm else None
-        self.build()
+        self.W, self.b = _dense(self.rows * c, d), _dense(self.rows * c)
+        if self.memory == "u":
+            self.u = _dense(c)
+        elif self.memory == "U":
+            self.U = _dense(self.rows * c, c)
         self.own_bias = layers > 0
         if self.own_bias:
             self.b = _dense(layers, *self.b.shape)
         self.reset_parameters()
 
-    W: torch.nn.Parameter
-    b: torch.nn.Parameter
-    u: torch.nn.Parameter
-    U: torch.nn.Parameter
-
-    def build(self) -> None:
-        """Create the parameters."""
-        raise NotImplementedError
+    def add_layers(self, layers: int) -> None:
+        """Make room for further layers, where each has a b of its own."""
+        if self.own_bias:
+            more = self.b.new_zeros(layers, *self.b.shape[1:])
+            self.b = torch.nn.Parameter(
+                torch.cat([self.b.detach(), more]), self.b.requires_grad
+            )
 
     def reset_parameters(self) -> None:
         """Initialise: W as torch's linear layers do, biases zero, u in [0, bound]."""
@@ -103,10 +121,11 @@ class Controller(torch.nn.Module):
             else:
                 init_matrix(p)
 
-    @staticmethod
-    def count(d: int, c: int) -> int:
+    @classmethod
+    def count(cls, d: int, c: int) -> int:
         """Number of parameters without the norm, from the arithmetic."""
-        raise NotImplementedError
+        memory = {"u": c, "U": cls.rows * c * c, "": 0}[cls.memory]
+        return cls.rows * (d * c + c) + memory
 
     def forward(
         self, x: torch.Tensor, h: torch.Tensor | None, index: int
@@ -134,13 +153,7 @@ class Controller(torch.nn.Module):
 class IndRNN(Controller):
     """``h_l = relu(W x_l + u * h_{l-1} + b)``, ``*`` element by element."""
 
-    def build(self) -> None:
-        self.W, self.b = _dense(self.c, self.d), _dense(self.c)
-        self.u = _dense(self.c)
-
-    @staticmethod
-    def count(d: int, c: int) -> int:
-        return d * c + 2 * c
+    memory = "u"
 
     def step(
         self, x: torch.Tensor, h: torch.Tensor | None, b: torch.Tensor
@@ -154,13 +167,6 @@ class IndRNN(Controller):
 class Memoryless(Controller):
     """``h_l = relu(W x_l + b)``: u = 0, the control that shows what depth brings."""
 
-    def build(self) -> None:
-        self.W, self.b = _dense(self.c, self.d), _dense(self.c)
-
-    @staticmethod
-    def count(d: int, c: int) -> int:
-        return d * c + c
-
     def step(
         self, x: torch.Tensor, h: torch.Tensor | None, b: torch.Tensor
     ) -> torch.Tensor:
@@ -170,13 +176,7 @@ class Memoryless(Controller):
 class RNN(Controller):
     """``h_l = relu(W x_l + U h_{l-1} + b)``, U a full c-by-c matrix."""
 
-    def build(self) -> None:
-        self.W, self.b = _dense(self.c, self.d), _dense(self.c)
-        self.U = _dense(self.c, self.c)
-
-    @staticmethod
-    def count(d: int, c: int) -> int:
-        return d * c + c * c + c
+    memory = "U"
 
     def step(
         self, x: torch.Tensor, h: torch.Tensor | None, b: torch.Tensor
@@ -199,13 +199,7 @@ class LiGRU(Controller):
     W, U and b hold the gate's rows first and then the candidate's.
     """
 
-    def build(self) -> None:
-        self.W, self.b = _dense(2 * self.c, self.d), _dense(2 * self.c)
-        self.U = _dense(2 * self.c, self.c)
-
-    @staticmethod
-    def count(d: int, c: int) -> int:
-        return 2 * (d * c + c * c + c)
+    rows, memory = 2, "U"
 
     def step(
         self, x: torch.Tensor, h: torch.Tensor | None, b: torch.Tensor
@@ -377,6 +371,8 @@ class HierarchicalRecurrentAdapter(Adapter):
         kind = HEADS[head]
         super().__init__(config, kind.layout(*size), kind.init)
         self.num_layers, self.reads, self._size = layers, reads, size
+        #: On the decoder: the adapter of the encoder, whose controller it uses.
+        self._encoder: tuple[HierarchicalRecurrentAdapter, ...] = ()
         self.head = kind
         self.controller = CONTROLLERS[controller](
             width,
@@ -402,7 +398,24 @@ class HierarchicalRecurrentAdapter(Adapter):
         return self.controller.W.dtype
 
     def after_layers(self, tensors: Tensors) -> OnePass:
-        return _DepthRecurrence(self, tensors)
+        (shared,) = self._encoder or (self,)
+        first = shared.num_layers if self._encoder else 0
+        return _DepthRecurrence(shared, tensors, first)
+
+    def follow(self, encoder: "HierarchicalRecurrentAdapter") -> None:
+        """One controller for both; the decoder's layers come after the encoder's."""
+        if encoder.width != self.width:
+            raise ConfigError(
+                "adapter_conf: decoder: true: one controller runs over encoder and "
+                f"decoder, and the widths of their layers differ ({encoder.width} and "
+                f"{self.width}); leave decoder: true out, or take adapter: residual"
+            )
+        encoder.controller.add_layers(self.num_layers)
+        if encoder.scale is not None:
+            more = torch.ones(self.num_layers, encoder.scale.size(1))
+            scale = torch.cat([encoder.scale.detach(), more.to(encoder.scale)])
+            encoder.scale = torch.nn.Parameter(scale, encoder.scale.requires_grad)
+        self.controller, self._encoder = encoder.controller, (encoder,)
 
     def step(
         self,
@@ -436,7 +449,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         if self.controller.norm is not None:
             shared += 2 * d
         if self.controller.own_bias:
-            shared += (self.num_layers - 1) * self.controller.b.size(1)
+            shared += self.controller.b[1:].numel()
         if self.scale is not None:
             shared += self.scale.numel()
         return shared, self.head.count(*self._size)
@@ -460,9 +473,12 @@ class _DepthRecurrence(OnePass):
 
     what = "the recurrence over depth"
 
-    def __init__(self, adapter: HierarchicalRecurrentAdapter, head: Tensors):
+    def __init__(
+        self, adapter: HierarchicalRecurrentAdapter, head: Tensors, first: int
+    ):
         super().__init__()
         self.adapter, self.head = adapter, head
+        self.first = first  # layers of the encoder that come before those of this pass
         self.h: torch.Tensor | None = None
         self.latest = -1
         # Activation checkpointing runs a layer again during backward; it must then
@@ -473,12 +489,12 @@ class _DepthRecurrence(OnePass):
         read = given if self.adapter.reads == "input" else x
         if self.ended:
             h = self.came_from[index]
-            return self.adapter.step(index, read, x, h, self.head)[0]
+            return self.adapter.step(self.first + index, read, x, h, self.head)[0]
         h = self.h if index > self.latest else None
         if h is not None and h.size(-2) > x.size(-2):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
         if self.grad:
             self.came_from[index] = h
         self.latest = index
-        y, self.h = self.adapter.step(index, read, x, h, self.head)
+        y, self.h = self.adapter.step(self.first + index, read, x, h, self.head)
         return y

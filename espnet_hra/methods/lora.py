@@ -7,7 +7,7 @@ backbone.
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -72,7 +72,7 @@ class LoRA(Adapter):
             for m in found.values()
         }
 
-    def train(self, mode: bool = True) -> "LoRA":
+    def train(self, mode: bool = True) -> Self:
         """As ``Module.train``, and for the dropout of PEFT's layers."""
         for layer in self._layers.values():
             layer.train(mode)
@@ -118,7 +118,8 @@ def _find(backbone: Backbone, wanted: Sequence[str]) -> dict[str, torch.nn.Linea
     """The linear modules that are meant, by their path in the encoder.
 
     Raises:
-        ConfigError: A name fits no module of any layer.
+        ConfigError: A name fits no module of any layer of the encoder, or none fits
+            one of the decoder.
     """
     if not isinstance(wanted, (list, tuple)) or not wanted:
         raise ConfigError(f"adapter_conf: matrices: {wanted!r} is no list of names")
@@ -130,17 +131,20 @@ def _find(backbone: Backbone, wanted: Sequence[str]) -> dict[str, torch.nn.Linea
                 linear[f"{backbone.path}.{i}.{name}"] = module
                 inner[f"{backbone.path}.{i}.{name}"] = name
     possible = ", ".join(dict.fromkeys(inner.values()))
-    for name in wanted:
-        if not any(_ends(path, name) for path in inner.values()):
-            raise ConfigError(
-                f"adapter_conf: matrices: {name!r} is no linear module of the "
-                f"encoder's layers; possible are: {possible}"
-            )
-    return {
+    found = {
         path: module
         for path, module in linear.items()
         if any(_ends(inner[path], name) for name in wanted)
     }
+    for name in wanted:
+        if backbone.kind == "decoder" and found:
+            break  # what only the encoder's layers have
+        if not any(_ends(path, name) for path in inner.values()):
+            raise ConfigError(
+                f"adapter_conf: matrices: {name!r} is no linear module of the "
+                f"{backbone.kind}'s layers; possible are: {possible}"
+            )
+    return found
 
 
 def _ends(path: str, name: Any) -> bool:
