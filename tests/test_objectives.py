@@ -1,10 +1,15 @@
 """Every objective of ESPnet's ASR: adapted, decoded, and the base untouched."""
 
+import importlib.util
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import BASE_CONFIG, make_base
+from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from test_training import train, waves
 
 import espnet_hra
@@ -47,11 +52,25 @@ OBJECTIVES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _transducer_loss():
+    """ESPnet's own transducer loss where the package is missing that it asks for.
+
+    warprnnt_pytorch is built by hand; ESPnet has the same loss for numba.
+    """
+    if importlib.util.find_spec("warprnnt_pytorch") is not None:
+        yield
+        return
+    package = types.ModuleType("warprnnt_pytorch")
+    package.RNNTLoss = RNNTLossNumba
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "warprnnt_pytorch", package)
+        yield
+
+
 @pytest.fixture(scope="module", params=OBJECTIVES)
 def adapted(request, an4, tmp_path_factory):
     """Objective, base and adaptation."""
-    if request.param == "transducer":
-        pytest.importorskip("warprnnt_pytorch")
     folder = tmp_path_factory.mktemp(request.param)
     config = {**BASE_CONFIG, **OBJECTIVES[request.param]}
     base = make_base(folder / "base", an4["tokens"], config)
@@ -94,9 +113,8 @@ def test_it_decodes_with_each_task_and_without_one_as_the_base(adapted, an4):
     assert said[None] == ids(plain(wave))
     if objective != "attention":  # whose untrained decoder hardly listens
         assert len({tuple(one) for one in said.values()}) > 1
-    if objective != "transducer":
-        both = speech2text([wave, wave], task=["male", "female"])
-        assert [ids(one) for one in both] == [said["male"], said["female"]]
+    both = speech2text([wave, wave], task=["male", "female"])
+    assert [ids(one) for one in both] == [said["male"], said["female"]]
 
 
 def test_a_quantized_model_decodes_with_its_tasks(adapted, an4):
