@@ -26,7 +26,7 @@ CLASSES = {
 }
 KINDS = tuple(CLASSES)
 CONTROLLERS = ("indrnn", "rnn", "ligru", "none")
-HEADS = ("linear", "ffn")
+HEADS = ("linear", "ffn", "low_rank")
 
 _CGMLP = {"cgmlp_linear_units": 24, "cgmlp_conv_kernel": 3, "rel_pos_type": "latest"}
 CONFS: dict[str, dict[str, Any]] = {

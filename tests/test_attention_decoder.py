@@ -133,7 +133,8 @@ def test_step_by_step_with_a_cache_is_the_whole_at_once(method):
 
 def test_it_computes_the_equations():
     """Against the method written down once more, layer by layer."""
-    model = trained("hra", layer_bias=True, output_scale="channel")
+    conf = {"layer_bias": True, "output_scale": "channel", "shared_head": True}
+    model = trained("hra", **conf)
     encoder, adapter = model.encoder, model.encoder.adapter
     layers = len(encoder.encoders)
     head = adapter.heads.tensors("b")
@@ -153,6 +154,7 @@ def test_it_computes_the_equations():
         b = controller.b[layers + i]
         h = torch.relu(normed @ controller.W.T + controller.u * h + b)
         change = h @ head["decoder.V"].T + head["decoder.v"]
+        change = change + adapter.shared_head_of_decoder(h)
         x = x + adapter.scale[layers + i] * change
     expected = stock.output_layer(stock.after_norm(x))
     for row, n in enumerate(LENGTHS):
@@ -193,7 +195,9 @@ def test_copies_and_files_are_the_same(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_arithmetic_counts_the_decoder_too(method):
-    conf = {"layer_bias": True, "output_scale": "layer"} if method == "hra" else {}
+    conf = {}
+    if method == "hra":
+        conf = {"layer_bias": True, "output_scale": "layer", "shared_head": True}
     adapter = made(method, **conf).encoder.adapter
     shared = sum(p.numel() for p in adapter.shared_parameters().values())
     assert adapter.formula() == {"shared": shared, "per_task": adapter.heads.size}

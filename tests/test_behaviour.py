@@ -51,11 +51,15 @@ VARIANTS = {
     "hra-rnn": {"controller": "rnn"},
     "hra-ligru-ffn": {"controller": "ligru", "head": "ffn"},
     "hra-none": {"controller": "none"},
+    "hra-low-rank": {"head": "low_rank"},
+    "hra-shared-head": {"shared_head": True, "output_scale": "layer"},
+    "lora-all-dora": {"adapter": "lora", "matrices": "all", "dora": True},
     "hra-layers": {"layer_bias": True, "output_scale": "channel"},
 }
 METHOD_NAMES = (*METHOD_CONFS, "toy")
 SPECIMENS = {name: {"adapter": name} for name in METHOD_NAMES} | {
-    name: {"adapter": "hra", **conf} for name, conf in VARIANTS.items()
+    name: {"adapter": "hra", **METHOD_CONFS.get(conf.get("adapter"), {}), **conf}
+    for name, conf in VARIANTS.items()
 }
 MATRIX = [(method, kind) for method in METHOD_NAMES for kind in KINDS]
 MATRIX += [(variant, "conformer") for variant in VARIANTS]

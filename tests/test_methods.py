@@ -82,24 +82,46 @@ def test_residual_adapters_follow_their_equation(kind):
 
 
 @two_kinds
-@pytest.mark.parametrize("matrices", [["linear_q", "linear_v"], ["linear_out"]])
-def test_lora_is_what_peft_computes(kind, matrices):
+@pytest.mark.parametrize(
+    "matrices, kin",
+    [
+        (["linear_q", "linear_v"], {}),
+        (["linear_out"], {}),
+        (["linear_q"], {"rslora": True}),
+        (["linear_q", "linear_out"], {"dora": True}),
+        ("all", {}),
+    ],
+)
+def test_lora_and_kin_are_what_peft_computes(kind, matrices, kin):
     import peft
 
-    encoder = trained(kind, "lora", matrices=matrices)
+    encoder = trained(kind, "lora", matrices=matrices, **kin)
+    stock = stock_encoder(kind)
+    inner = stock.encoders
+    linear = [n for n, m in inner.named_modules() if type(m) is torch.nn.Linear]
     config = peft.LoraConfig(
-        r=RANK, lora_alpha=3, lora_dropout=0.0, target_modules=matrices
+        r=RANK,
+        lora_alpha=3,
+        lora_dropout=0.0,
+        target_modules=linear if matrices == "all" else matrices,
+        **{f"use_{key}": value for key, value in kin.items()},
     )
-    injected = peft.inject_adapter_in_model(config, stock_encoder(kind))
+    if matrices == "all":
+        stock.encoders = peft.inject_adapter_in_model(config, inner)
+        injected = stock
+    else:
+        injected = peft.inject_adapter_in_model(config, stock)
     tensors = encoder.adapter.heads.tensors("b")
     state = injected.state_dict()
     taken = 0
     for name in state:
         if ".lora_" in name:
             path, _, rest = name.partition(".lora_")
-            state[name] = tensors[f"{path}.{rest[0]}"]
+            tensor = tensors[f"{path}.{rest[0]}"]
+            state[name] = tensor + (state[name] if rest[0] == "m" else 0.0)
             taken += 1
-    assert taken == len(tensors) == 2 * LAYERS * len(matrices)
+    many = len(linear) if matrices == "all" else LAYERS * len(matrices)
+    assert taken == len(tensors) == (3 if kin.get("dora") else 2) * many
     injected.load_state_dict(state)
     xs, lens = batch(4)
     with encoder.use_task("b"):
@@ -174,7 +196,11 @@ def test_the_costs_of_a_hierarchical_recurrent_adapter(controller, head):
         "ligru": 2 * (d * c + c * c + c),
         "none": d * c + c,
     }[controller] + 2 * d
-    one = {"linear": c * d + d, "ffn": c * f + f + f * d + d}[head]
+    one = {
+        "linear": c * d + d,
+        "ffn": c * f + f + f * d + d,
+        "low_rank": f * (c + d) + d,
+    }[head]
     encoder = adapted_encoder("conformer", ["a"], controller=controller, head=head)
     assert encoder.adapter.formula() == {"shared": shared, "per_task": one}
 
@@ -232,6 +258,8 @@ NAN, INF = float("nan"), float("inf")
         ("residual", {"rank": 0}, "rank: 0 must be a whole number"),
         ("residual", {"alpha": 1}, "'alpha' is no key of the adapter 'residual'.*rank"),
         ("lora", {"rank": 1.5}, "rank: 1.5"),
+        ("lora", {"dora": "yes"}, "dora: 'yes'"),
+        ("lora", {"rslora": 1.5}, "rslora: 1.5"),
         ("lora", {"alpha": 0}, "alpha: 0 must be above 0"),
         ("lora", {"dropout": 1}, "dropout: 1 must be"),
         ("lora", {"matrices": []}, "matrices: .* is no list"),

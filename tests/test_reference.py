@@ -49,6 +49,8 @@ def next_state(kind, p, x, h, layer):
 def head_output(kind, p, h):
     if kind == "linear":
         return p["V"] @ h + p["v"]
+    if kind == "low_rank":
+        return p["B"] @ (p["A"] @ h) + p["v"]
     return p["V2"] @ relu(p["V1"] @ h + p["v1"]) + p["v2"]
 
 
@@ -78,6 +80,9 @@ def reference(stock, xs, lens, controller, p, head, heads, c, conf):
                 seen = layer_norm(read[b, t], p) if norm else read[b, t]
                 state[b, t] = next_state(controller, p, seen, state[b, t], index)
                 change = head_output(head, heads[b], state[b, t])
+                if conf.get("shared_head"):
+                    change += p["shared_head.weight"] @ state[b, t]
+                    change += p["shared_head.bias"]
                 y[b, t] = x[b, t] + change * p.get("scale", [1.0] * 99)[index]
         y = torch.from_numpy(y).float()
         xs = (y, *xs[1:]) if isinstance(xs, tuple) else y
@@ -90,6 +95,7 @@ OPTIONS = {
     "scaled_layers": {"output_scale": "layer"},
     "scaled_channels": {"output_scale": "channel"},
     "reads_input": {"reads": "input"},
+    "shared_head": {"shared_head": True, "output_scale": "layer"},
 }
 
 
@@ -119,10 +125,13 @@ def test_the_encoder_computes_the_method(kind, controller, head, conf, tmp_path)
         loaded = safetensors.numpy.load_file(tmp_path / name)
         tensors[name] = {k: v.astype(np.float64) for k, v in loaded.items()}
     shapes = {key: value.shape for key, value in tensors["a"].items()}
-    assert shapes == (
-        {"V": (16, C), "v": (16,)}
-        if head == "linear"
-        else {"V1": (F, C), "v1": (F,), "V2": (16, F), "v2": (16,)}
+    assert (
+        shapes
+        == {
+            "linear": {"V": (16, C), "v": (16,)},
+            "ffn": {"V1": (F, C), "v1": (F,), "V2": (16, F), "v2": (16,)},
+            "low_rank": {"A": (F, C), "B": (16, F), "v": (16,)},
+        }[head]
     )
     xs, lens = batch(3, 36)
     names = ["a", "b", "a"]

@@ -1,8 +1,12 @@
 """LoRA: ``W x + (alpha / r) B A x`` for chosen linear modules of every layer.
 
-What is computed is computed by PEFT's own layer; the tasks' A and B live in the bank
-and stand in the place of that layer's for one pass. B starts at zero: step 0 is the
-backbone.
+Two of its kin differ in one thing each: rank-stabilised LoRA (``rslora``, arXiv
+2312.03732) multiplies by alpha / sqrt(r); DoRA (``dora``, arXiv 2402.09353) gives each
+row of ``W + (alpha / r) B A`` a length of its own.
+
+What is computed is computed by PEFT's own layer; the tasks' tensors live in the bank
+and stand in the place of that layer's for one pass. B starts at zero, and so does what
+a task adds to the lengths of W's rows: step 0 is the backbone.
 """
 
 import functools
@@ -13,11 +17,14 @@ import torch
 
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone
-from espnet_hra.methods.checks import check_number, check_size, is_number
+from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
 from espnet_hra.methods.substitution import Change, changed
 from espnet_hra.methods.tensors import init_matrix
 from espnet_hra.tasks.bank import zeros
 from espnet_hra.tasks.layout import Tensors
+
+#: Value of ``matrices``: every linear module of a layer.
+ALL = "all"
 
 
 class LoRA(Adapter):
@@ -27,8 +34,11 @@ class LoRA(Adapter):
         backbone: The encoder.
         rank: Rank r.
         alpha: The changes are multiplied by alpha / r.
-        matrices: Names of linear modules within a layer, or how these names end.
+        matrices: Names of linear modules within a layer, or how these names end;
+            ``all`` for every one.
         dropout: Of the input of A, while training.
+        rslora: Whether the changes are multiplied by alpha / sqrt(r) instead.
+        dora: Whether a task has the lengths of the rows for itself.
 
     Raises:
         ConfigError: A value is not possible, or PEFT is not installed.
@@ -41,34 +51,47 @@ class LoRA(Adapter):
         backbone: Backbone,
         rank: int = 8,
         alpha: float = 16,
-        matrices: Sequence[str] = ("linear_q", "linear_v"),
+        matrices: str | Sequence[str] = ("linear_q", "linear_v"),
         dropout: float = 0.0,
+        rslora: bool = False,
+        dora: bool = False,
     ):
         check_size("rank", rank)
         above = is_number(alpha) and alpha > 0
         check_number("alpha", alpha, above, "above 0")
         share = is_number(dropout) and 0 <= dropout < 1
         check_number("dropout", dropout, share, "at least 0 and below 1")
+        check_choice("rslora", rslora, (False, True))
+        check_choice("dora", dora, (False, True))
         found = _find(backbone, matrices)
         self._shapes = {path: tuple(m.weight.shape) for path, m in found.items()}
         shapes: dict[str, Sequence[int]] = {}
         for path, (outputs, inputs) in self._shapes.items():
             shapes[f"{path}.A"] = (rank, inputs)
             shapes[f"{path}.B"] = (outputs, rank)
-        super().__init__(
-            {
-                "adapter": "lora",
-                "width": backbone.width,
-                "layers": len(backbone.layers),
-                "rank": rank,
-                "alpha": alpha,
-                "matrices": sorted(matrices),
-            },
-            shapes,
-            _initialise,
-        )
+            if dora:
+                shapes[f"{path}.m"] = (outputs,)
+        config: dict[str, Any] = {
+            "adapter": "lora",
+            "width": backbone.width,
+            "layers": len(backbone.layers),
+            "rank": rank,
+            "alpha": alpha,
+            "matrices": matrices if matrices == ALL else sorted(matrices),
+        }
+        for key, value in (("rslora", rslora), ("dora", dora)):
+            if value:  # so that files from before there was the key still fit
+                config[key] = value
+        super().__init__(config, shapes, _initialise)
         self._layers = {
-            (m.in_features, m.out_features): _peft_layer(m, rank, alpha, dropout)
+            (m.in_features, m.out_features): _peft_layer(
+                m,
+                r=rank,
+                lora_alpha=alpha,
+                lora_dropout=dropout,
+                use_rslora=rslora,
+                use_dora=dora,
+            )
             for m in found.values()
         }
 
@@ -81,30 +104,39 @@ class LoRA(Adapter):
     def changes(self, tensors: Tensors) -> Mapping[str, Change]:
         return {
             path: functools.partial(
-                self._adapted, a=tensors[f"{path}.A"], b=tensors[f"{path}.B"]
+                self._adapted,
+                a=tensors[f"{path}.A"],
+                b=tensors[f"{path}.B"],
+                m=tensors.get(f"{path}.m"),
             )
             for path in self._shapes
         }
 
     def _adapted(
-        self, linear: torch.nn.Linear, a: torch.Tensor, b: torch.Tensor
+        self,
+        linear: torch.nn.Linear,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        m: torch.Tensor | None,
     ) -> torch.nn.Module:
-        """PEFT's layer around a frozen one, with these matrices."""
-        return changed(
-            self._layers[linear.in_features, linear.out_features],
-            {
-                "base_layer": lambda _: linear,
-                "lora_A.default.weight": lambda _: a,
-                "lora_B.default.weight": lambda _: b,
-            },
-        )
+        """PEFT's layer around a frozen one, with these matrices and lengths."""
+        changes: dict[str, Change] = {
+            "base_layer": lambda _: linear,
+            "lora_A.default.weight": lambda _: a,
+            "lora_B.default.weight": lambda _: b,
+        }
+        if m is not None:
+            lengths = torch.linalg.norm(linear.weight, dim=1) + m
+            changes["lora_magnitude_vector.default.weight"] = lambda _: lengths
+        return changed(self._layers[linear.in_features, linear.out_features], changes)
 
     def count(self) -> tuple[int, int]:
-        r = self.own_config["rank"]
-        return 0, sum(r * (i + o) for o, i in self._shapes.values())
+        lengths = sum(o for o, _ in self._shapes.values())
+        return 0, self.own_macs() + lengths * bool(self.own_config.get("dora"))
 
     def own_macs(self) -> int:
-        return self.count()[1]
+        r = self.own_config["rank"]
+        return sum(r * (i + o) for o, i in self._shapes.values())
 
 
 def _initialise(tensors: Tensors) -> None:
@@ -114,15 +146,19 @@ def _initialise(tensors: Tensors) -> None:
             init_matrix(tensor)  # as PEFT does
 
 
-def _find(backbone: Backbone, wanted: Sequence[str]) -> dict[str, torch.nn.Linear]:
+def _find(
+    backbone: Backbone, wanted: str | Sequence[str]
+) -> dict[str, torch.nn.Linear]:
     """The linear modules that are meant, by their path in the encoder.
 
     Raises:
         ConfigError: A name fits no module of any layer of the encoder, or none fits
             one of the decoder.
     """
-    if not isinstance(wanted, (list, tuple)) or not wanted:
-        raise ConfigError(f"adapter_conf: matrices: {wanted!r} is no list of names")
+    if wanted != ALL and (not isinstance(wanted, (list, tuple)) or not wanted):
+        raise ConfigError(
+            f"adapter_conf: matrices: {wanted!r} is no list of names, nor: {ALL}"
+        )
     linear: dict[str, torch.nn.Linear] = {}
     inner: dict[str, str] = {}  # the path within its layer
     for i, layer in enumerate(backbone.layers):
@@ -130,6 +166,8 @@ def _find(backbone: Backbone, wanted: Sequence[str]) -> dict[str, torch.nn.Linea
             if isinstance(module, torch.nn.Linear):
                 linear[f"{backbone.path}.{i}.{name}"] = module
                 inner[f"{backbone.path}.{i}.{name}"] = name
+    if wanted == ALL:
+        return linear
     possible = ", ".join(dict.fromkeys(inner.values()))
     found = {
         path: module
@@ -151,10 +189,13 @@ def _ends(path: str, name: Any) -> bool:
     return f".{path}".endswith(f".{name}")
 
 
-def _peft_layer(
-    linear: torch.nn.Linear, rank: int, alpha: float, dropout: float
-) -> torch.nn.Module:
-    """PEFT's layer for linear modules of this shape; without memory for its weights."""
+def _peft_layer(linear: torch.nn.Linear, **keys: Any) -> torch.nn.Module:
+    """PEFT's layer for linear modules of this shape; without memory for its weights.
+
+    Args:
+        linear: One of them.
+        **keys: Of PEFT's ``LoraConfig``.
+    """
     try:
         import peft
     except ImportError as e:
@@ -164,9 +205,6 @@ def _peft_layer(
         ) from e
     sizes = (linear.in_features, linear.out_features)
     holder = torch.nn.ModuleDict({"linear": torch.nn.Linear(*sizes, device="meta")})
-    scale: Any = alpha  # PEFT says int, and computes with any number
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=["linear"]
-    )
+    config = peft.LoraConfig(target_modules=["linear"], **keys)
     peft.inject_adapter_in_model(config, holder)  # in place
     return holder["linear"]

@@ -10,13 +10,15 @@ def init_matrix(matrix: torch.Tensor) -> None:
     torch.nn.init.uniform_(matrix, -bound, bound)
 
 
-def affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def affine(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """``weight x + bias`` with one matrix for the batch, or one per utterance.
 
     Args:
         x: (b, ..., i).
         weight: (o, i), or (b, o, i).
-        bias: (o), or (b, o).
+        bias: (o), or (b, o); None for none.
 
     Returns:
         (b, ..., o).
@@ -24,5 +26,8 @@ def affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.T
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     flat = x.reshape(x.size(0), -1, x.size(-1))  # [b, t, i]
-    y = torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2))  # [b, t, o]
+    if bias is None:
+        y = torch.bmm(flat, weight.transpose(1, 2))  # [b, t, o]
+    else:
+        y = torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2))
     return y.view(*x.shape[:-1], y.size(-1))
