@@ -488,7 +488,8 @@ def test_a_batch_system(base, joint, data, first, tmp_path, monkeypatch):
     argv = [*command(base, joint, data, out), "--parallel", str(path)]
     assert main(argv) == 1
     assert table(out)["a"]["status"] == table(out)["b.2"]["status"] == "done"
-    assert equal(head(out, "a"), head(first, "a"))
+    # Here there may be more threads than there, and sums differ in their last bits.
+    torch.testing.assert_close(head(out, "a"), head(first, "a"), rtol=1e-2, atol=1e-4)
 
 
 # ------------------------------------------------------------------- what is refused
