@@ -13,7 +13,15 @@ import torch
 #: Arguments of ESPnet's encoders that have one row for each utterance, and whether the
 #: next axis are frames: (b, frames, d), (b), (b, frames). All others are the same for
 #: the whole batch, whatever sizes they happen to have.
-_ROWS = {"xs_pad": True, "ilens": False, "masks": True}
+_ROWS = {
+    "xs_pad": True,
+    "ilens": False,
+    "masks": True,
+    # the prompts of OWSM-CTC
+    "prefix_embeds": False,
+    "memory": False,
+    "memory_mask": False,
+}
 
 
 #: Encodes utterances of one task: ((task,), (), arguments by name) -> the output.
