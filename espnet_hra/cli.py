@@ -14,9 +14,9 @@ from espnet_hra.errors import one_line
 #: Name: (module of this package, what the command does).
 COMMANDS = {
     "validate": ("commands.validate", "check data before training, all in one report"),
-    "train": ("bin.asr_train", "train an adapter on a frozen base (ESPnet's options)"),
+    "train": ("bin.train", "train an adapter on a frozen base (ESPnet's options)"),
     "adapt": ("adapt", "train thousands of new tasks, spread over workers (Dask)"),
-    "decode": ("bin.asr_inference", "decode data with tasks (ESPnet's options)"),
+    "decode": ("bin.decode", "decode data with tasks (ESPnet's options)"),
     "score": ("commands.score", "error rates of each task: RESULTS.md, results.tsv"),
     "report": ("commands.report", "RESULTS.md and pictures, anew from results.tsv"),
     "transcribe": ("commands.transcribe", "write down what is said in audio files"),

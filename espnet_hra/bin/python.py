@@ -2,17 +2,20 @@
 
     ./asr.sh --python "python3 -m espnet_hra.bin.python" ...
 
-``-m espnet2.bin.asr_train`` and ``-m espnet2.bin.asr_inference`` become this package's,
-with all of their options; everything else is run as it is.
+``-m espnet2.bin.asr_train``, ``-m espnet2.bin.asr_inference`` and those of s2t, st and
+slu become this package's, with all of their options; everything else is run as it is.
 """
 
 import os
 import sys
 from collections.abc import Sequence
 
+from espnet_hra.espnet.kinds import KINDS
+
 COUNTERPARTS = {
-    "espnet2.bin.asr_train": "espnet_hra.bin.asr_train",
-    "espnet2.bin.asr_inference": "espnet_hra.bin.asr_inference",
+    f"espnet2.bin.{theirs}": f"espnet_hra.bin.{kind.name}_{ours}"
+    for kind in KINDS.values()
+    for theirs, ours in ((kind.train, "train"), (kind.inference, "inference"))
 }
 
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config[name] = getattr(args, name)
 
     from espnet_hra.espnet import params
-    from espnet_hra.espnet.task import HRATask
+    from espnet_hra.espnet.task import task_for
 
-    counts = params.count(HRATask.build_untrained(config))
+    counts = params.count(task_for(config, args.config).build_untrained(config))
     print(json.dumps(counts, indent=2) if args.json else params.table(counts))

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         beam_size=args.beam_size,
         ctc_weight=1.0 if args.ctc_greedy else 0.5,
     )
-    requirements = requirements_from_config(speech2text.asr_train_args)
+    requirements = requirements_from_config(speech2text.train_args)
     rate, frames = requirements.sample_rate, requirements.frames
     failed = False
     for start in range(0, len(args.files), args.batch_size):
@@ -98,7 +98,7 @@ def _decode(speech2text, waves: list[np.ndarray]) -> list[str]:
         if len(waves) == 1:
             return [""]
         return [text for wave in waves for text in _decode(speech2text, [wave])]
-    return [nbest[0][0] or "" for nbest in results]
+    return [speech2text.text_of(nbest) for nbest in results]
 
 
 if __name__ == "__main__":

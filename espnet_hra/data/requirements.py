@@ -132,7 +132,7 @@ def requirements_from_config(
         sample_rate=_parse_rate(_section(config, "frontend_conf").get("fs", 16000)),
         frames=_frames_from_config(config),
         tasks=None if tasks is None else read_tasks(tasks),
-        ctc=_section(config, "model_conf").get("ctc_weight", 0.5) != 0.0,
+        ctc=_ctc_weight(config) != 0.0,
     )
     tokens = _tokens_from_config(config)
     try:
@@ -142,6 +142,14 @@ def requirements_from_config(
     if tokenizer is not None:
         requirements.tokens, requirements.tokenizer = tokens, tokenizer
     return requirements
+
+
+def _ctc_weight(config: Mapping[str, Any]) -> float:
+    """The weight of the CTC loss of what is in the list `text`."""
+    conf = _section(config, "model_conf")
+    if "src_token_list" in config:  # a translation; `ctc_weight` is another task's
+        return conf.get("st_mtlalpha", 0.0)
+    return conf.get("ctc_weight", 0.5)
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -192,6 +200,8 @@ def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | Non
         or not frontend.get("apply_stft", True)
         or config.get("preencoder") not in (None, "linear")
         or config.get("postencoder") is not None
+        # Models of s2t pad or cut every utterance to one length.
+        or str(config.get("preprocessor")).startswith("s2t")
         or encoder not in _ENCODERS
         or input_layer not in INPUT_LAYERS
     ):

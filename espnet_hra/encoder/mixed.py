@@ -22,6 +22,10 @@ _ROWS = {
     "hlens": None,
     "ys_in_pad": "ys_in_lens",
     "ys_in_lens": None,
+    # the prompts of OWSM-CTC
+    "prefix_embeds": None,
+    "memory": None,
+    "memory_mask": None,
 }
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet.ctc import without_new
+from espnet_hra.espnet.kinds import KINDS, check_kind, espnet_task_of
 from espnet_hra.files import archive
 from espnet_hra.files.checkpoint import State, differences, read_state
 from espnet_hra.files.config import read_yaml
@@ -60,12 +61,43 @@ MODEL_KEYS = (
     "postencoder_conf",
     "decoder",
     "decoder_conf",
+    # of s2t_ctc
+    "promptencoder",
+    "promptencoder_conf",
+    # of st
+    "src_token_list",
+    "src_token_type",
+    "src_bpemodel",
+    "src_g2p",
+    "st_joint_net_conf",
+    "ctc_sample_rate",
+    "extra_asr_decoder",
+    "extra_asr_decoder_conf",
+    "extra_mt_decoder",
+    "extra_mt_decoder_conf",
+    "extra_mt_encoder",
+    "extra_mt_encoder_conf",
+    "hier_encoder",
+    "hier_encoder_conf",
+    "md_encoder",
+    "md_encoder_conf",
+    # of slu
+    "transcript_token_list",
+    "two_pass",
+    "pre_postencoder_norm",
+    "deliberationencoder",
+    "deliberationencoder_conf",
+    "postdecoder",
+    "postdecoder_conf",
 )
 
 #: Keys that hold the path of a file.
-_FILES = (
+FILES = (
     ("token_list",),
+    ("src_token_list",),
+    ("transcript_token_list",),
     ("bpemodel",),
+    ("src_bpemodel",),
     ("non_linguistic_symbols",),
     ("normalize_conf", "stats_file"),
 )
@@ -88,27 +120,6 @@ _CHECKPOINTS = (
 )
 
 
-#: Keys that configurations of one ESPnet task alone have.
-_TELLTALE = {
-    "deliberationencoder": "slu",
-    "src_token_list": "st",
-    "promptencoder": "s2t_ctc",
-    "joint_network_conf": "asr_transducer",
-    "asr_encoder": "enh_s2t",
-    "generator": "uasr",
-    "num_classes": "hubert",
-    "lm": "lm",
-}
-
-
-def espnet_task_of(config: Mapping[str, Any]) -> str:
-    """The ESPnet task of a saved configuration, by the keys that it alone has."""
-    for key, name in _TELLTALE.items():
-        if key in config:
-            return name
-    return "s2t" if config.get("preprocessor") == "s2t" else "asr"
-
-
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
     """An opened base.
@@ -123,21 +134,27 @@ class BaseModel:
     model_file: Path
     config_file: Path | None
 
-    def model_config(self) -> dict[str, Any]:
+    @property
+    def espnet_task(self) -> str:
+        """The ESPnet task that it is a model of, see :mod:`espnet_hra.espnet.kinds`."""
+        if self.config_file is None:
+            return "asr"
+        return espnet_task_of(read_yaml(self.config_file, BaseModelError))
+
+    def model_config(self, espnet_task: str = "asr") -> dict[str, Any]:
         """The part of its configuration that comes along, see :data:`MODEL_KEYS`.
 
+        Args:
+            espnet_task: The ESPnet task that it must be a model of.
+
         Raises:
-            BaseModelError: It cannot be read, or is not that of a speech recogniser.
+            BaseModelError: It cannot be read, is not that of a model that turns speech
+                into text, or of another ESPnet task.
         """
         if self.config_file is None:
             return {}
         config = read_config(self.config_file)
-        other = espnet_task_of(config)
-        if other != "asr":
-            raise BaseModelError(
-                f"{self.source}: this model is of the ESPnet task {other}, which would "
-                "become another model as one of asr; only models of asr can be adapted"
-            )
+        check_kind(espnet_task, config, self.source)
         lacking = [k for k in ("encoder", "token_list") if not config.get(k)]
         if lacking:
             raise BaseModelError(
@@ -238,13 +255,14 @@ def _from_folder(source: str, folder: Path) -> BaseModel:
 
 
 def _from_pack(source: str, files: dict[str, Any]) -> BaseModel:
-    try:
-        config, model = files["asr_train_config"], files["asr_model_file"]
-    except KeyError as e:
+    known = [kind.files for kind in KINDS.values()]
+    pair = next((pair for pair in known if set(pair) <= set(files)), None)
+    if pair is None:
         raise BaseModelError(
-            f"{source}: this pack has no {e.args[0]}; only models for speech "
-            "recognition (asr) can be adapted"
-        ) from None
+            f"{source}: this pack has no {known[0][0]} (nor one of another ESPnet task "
+            f"that can be adapted: {', '.join(KINDS)}), and its {known[0][1]}"
+        )
+    config, model = files[pair[0]], files[pair[1]]
     for file in (config, model):
         if not Path(file).is_file():
             raise BaseModelError(f"{source}: the pack names {file}, which is missing")
@@ -382,7 +400,7 @@ def read_config(config_file: Path) -> dict[str, Any]:
         if (folder / "meta.yaml").is_file():
             return archive.resolve(config, folder)
     folders = [*config_file.absolute().parents, *config_file.resolve().parents]
-    for keys in _FILES:
+    for keys in FILES:
         place = config
         for key in keys[:-1]:
             place = place.get(key) or {}

@@ -121,8 +121,14 @@ def settle(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     conf = args.encoder_conf
     usual = default_ctc(conf.get("adapter", "hra"))
     own: dict[str, Any] = dict(conf.get("adapter_conf") or {})
+    translates = hasattr(args, "src_token_list")
+    if translates and own.get("ctc", "frozen") != "frozen":
+        raise ConfigError(
+            f"adapter_conf: ctc: {own['ctc']!r}: models of speech translation keep "
+            "theirs frozen, which writes down another language; leave the key out"
+        )
     has_ctc = (args.model_conf or {}).get("ctc_weight", 0.5) != 0.0
-    if has_ctc and usual != "frozen":
+    if has_ctc and not translates and usual != "frozen":
         own.setdefault("ctc", usual)
     tokens, new = split_tokens(args)
     if new:
@@ -186,8 +192,8 @@ def _check_new(
         )
     if (args.model_conf or {}).get("ctc_weight", 0.5) != 1.0:
         raise ConfigError(
-            "adapter_conf: new_tokens: this model has a decoder, which would not know "
-            "them; a model with ctc_weight: 1.0 can learn them"
+            "adapter_conf: new_tokens: this model has a decoder or takes prompts, "
+            "which would not know them; a model of asr with ctc_weight: 1.0 can"
         )
     if args.encoder_conf.get("interctc_use_conditioning"):
         raise ConfigError(

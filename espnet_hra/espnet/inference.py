@@ -1,87 +1,26 @@
-"""Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC.
+"""Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC."""
 
-A model may have any number of tasks in files beside it (see
-:mod:`espnet_hra.tasks.store`). They are known at once and fetched when they are used
-(see :mod:`espnet_hra.tasks.cache`).
-"""
-
-import argparse
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from espnet2.bin import asr_inference
-from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
-from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import DataError, TaskError
-from espnet_hra.espnet.inputs import (
-    Wave,
-    as_wave,
-    check_greedy,
-    named,
-    out_of_memory,
-)
-from espnet_hra.espnet.model import decode_names
-from espnet_hra.espnet.models import Found, find_model, find_tasks
-from espnet_hra.espnet.seam import standing_in
-from espnet_hra.espnet.task import HRATask
-from espnet_hra.names import listing
-from espnet_hra.tasks import file as taskfile
-from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
-
-#: One n-best list: (text, tokens, token ids, hypothesis), as ESPnet returns it.
-NBest = list[tuple[str | None, list[str], list[int], Any]]
-#: A model and its configuration.
-Built = tuple[torch.nn.Module, argparse.Namespace]
-
-#: Two threads may choose the same file or pack, which is loaded once.
-_loading = threading.RLock()
+from espnet_hra.espnet.decoding import Decoding, NBest
+from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, named, out_of_memory
 
 
-class _Builder:
-    """Stands for the ESPnet task that ESPnet's inference builds its model with.
-
-    Args:
-        base: Where the frozen base is, if not where the configuration says.
-        ready: A model that is there already, with its configuration.
-    """
-
-    def __init__(self, base: str | None, ready: Built | None):
-        self._base, self._ready = base, ready
-
-    def build_model_from_file(
-        self, config_file: Any = None, model_file: Any = None, device: str = "cpu"
-    ) -> Built:
-        """The model, see :meth:`HRATask.build_model_from_file`."""
-        if self._ready is not None:
-            return self._ready
-        return HRATask.build_model_from_file(
-            config_file, model_file, device, base=self._base
-        )
-
-
-class Speech2Text(asr_inference.Speech2Text):
+class Speech2Text(Decoding, asr_inference.Speech2Text):
     """ESPnet's ``Speech2Text`` for adapted models.
 
     Args:
         asr_train_config: Saved configuration of the adaptation.
         asr_model_file: Its checkpoint.
-        task: The task to begin with, or one per utterance; see :meth:`set_task`.
-        ctc_greedy: Take the best CTC symbol of each frame instead of a beam search:
-            fast, batched, without a decoder or language model.
-        pretrained_model: Where the frozen base is, if not where the configuration says.
-        store: Task files to choose from; by default those in the folder ``tasks``
-            beside the checkpoint. They go before tasks of the checkpoint.
-        max_loaded_tasks: Most heads of the store that are kept in memory, those that
-            were used last; by default as many as take 256 MiB. See
-            ``AdaptedEncoder.attach_store``.
-        ready: A model that is there already and its configuration, in place of files.
-        **kwargs: As for ESPnet's ``Speech2Text``.
+        **kwargs: `task` and others, see :class:`espnet_hra.espnet.decoding.Decoding`;
+            `ctc_greedy` is fast, batched, and needs no decoder or language model. And
+            as for ESPnet's ``Speech2Text``.
 
     Examples:
         >>> speech2text = Speech2Text.from_pretrained("exp/asr_hra", task="fr_june")
@@ -93,161 +32,7 @@ class Speech2Text(asr_inference.Speech2Text):
         TaskError: The task is unknown.
     """
 
-    def __init__(
-        self,
-        asr_train_config: Path | str | None = None,
-        asr_model_file: Path | str | None = None,
-        *args: Any,
-        task: None | str | Sequence[str] = None,
-        ctc_greedy: bool = False,
-        pretrained_model: str | None = None,
-        store: TaskStore | None = None,
-        max_loaded_tasks: int | None = None,
-        ready: Built | None = None,
-        **kwargs: Any,
-    ):
-        if ctc_greedy:
-            # The beam is not used; the smallest keeps ESPnet's constructor content.
-            kwargs = {**kwargs, "beam_size": 1}
-        builder = _Builder(pretrained_model, ready)
-        with standing_in(asr_inference, ASRTask=builder):
-            super().__init__(asr_train_config, asr_model_file, *args, **kwargs)
-        if ctc_greedy:
-            check_greedy(self.asr_model)
-        self.ctc_greedy = ctc_greedy
-        if store is None and asr_model_file is not None:
-            store = TaskStore(Path(asr_model_file).parent / FOLDER)
-        self.store = store
-        self._sources: dict[str, str] = {}
-        if self._heads is not None and store is not None:
-            encoder = self.asr_model.encoder
-            encoder.attach_store(
-                store, max_loaded=max_loaded_tasks, behind=encoder.tasks
-            )
-        if task is not None:
-            self.set_task(task)
-
-    @classmethod
-    def from_pretrained(
-        cls, model_tag: str | None = None, **kwargs: Any
-    ) -> "Speech2Text":
-        """Build from an experiment folder, a pack, or a tag of the model zoo or hub.
-
-        Args:
-            model_tag: Folder, zip, tag of the model zoo, or repository of the hub; of
-                an adaptation, a base pack, or a task pack (which opens the base that it
-                names). None if the files are in `kwargs`.
-            **kwargs: As for the constructor, `task` above all.
-
-        Raises:
-            BaseModelError: There is no such model, or it is incomplete.
-            TaskError: The task is unknown.
-        """
-        found: Found | None = None
-        if model_tag is not None:
-            found = find_model(str(model_tag))
-            kwargs = {
-                "asr_train_config": found.config_file,
-                "asr_model_file": found.model_file,
-                "store": found.store,
-                **{k: v for k, v in kwargs.items() if v is not None},
-            }
-        task = kwargs.pop("task", None)
-        speech2text = cls(**kwargs)
-        extra = found.extra if found is not None else ()
-        loaded = [speech2text.load_task(path, replace=True) for path in extra]
-        if task is not None:
-            speech2text.set_task(task)
-        elif len(loaded) == 1:
-            speech2text.set_task(loaded[0])  # the one that was asked for
-        return speech2text
-
-    # --------------------------------------------------------------------- tasks
-
-    @property
-    def _heads(self) -> Any:
-        """The bank of tasks; None if the model has no adapter."""
-        encoder = self.asr_model.encoder
-        return encoder.adapter.heads if isinstance(encoder, AdaptedEncoder) else None
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, loaded or not; empty if the model has no adapter."""
-        return () if self._heads is None else self.asr_model.encoder.tasks
-
-    def set_task(self, task: None | str | Sequence[str]) -> None:
-        """Choose the task of the following utterances, for all threads.
-
-        Args:
-            task: A name, a list with one name per utterance of a batch, or None for the
-                plain backbone. Instead of a name also the path of a task file, or of a
-                task pack (folder, zip, repository of the hub) with one task. What is
-                not in memory yet is fetched and verified.
-
-        Raises:
-            TaskError: The task is unknown, or made for another model.
-        """
-        if self._heads is None:
-            raise TaskError(f"task {task!r}: this model has no adapter and no tasks")
-        self.asr_model.encoder.set_task(self._loaded(task))
-
-    def load_task(
-        self, source: str | Path, *, replace: bool = False, name: str = ""
-    ) -> str:
-        """Load a task from a file or task pack, without choosing it.
-
-        Args:
-            source: Path of a task file, or a task pack (folder, zip, repository of the
-                hub) with one task.
-            replace: Whether it may take the place of a task of the same name.
-            name: Refuse a task of another name.
-
-        Returns:
-            Its name.
-
-        Raises:
-            TaskError: There is none, or not one, or it was made for another model.
-        """
-        if self._heads is None:
-            raise TaskError(f"{source}: this model has no adapter and no tasks")
-        files = find_tasks(str(source))
-        if len(files) != 1:
-            raise TaskError(
-                f"{source}: expected one task, found {len(files)} "
-                f"({listing(path.stem for path in files)}); load them one by one"
-            )
-        if name:
-            check_name(files[0], name, str(taskfile.describe(files[0]).get("task")))
-        return self.asr_model.encoder.load_task(files[0], replace=replace)
-
-    def _loaded(self, task: Any) -> Any:
-        """A choice with everything loaded that it names."""
-        if isinstance(task, (list, tuple)):
-            return [self._loaded_name(name) for name in task]
-        return self._loaded_name(task)
-
-    def _loaded_name(self, task: Any) -> Any:
-        if not isinstance(task, (str, Path)) or task in self._heads:
-            return task
-        with _loading:
-            return self._load_once(str(task))
-
-    def _load_once(self, task: str) -> str:
-        if self._sources.get(task) in self._heads:
-            return self._sources[task]
-        path = Path(task).expanduser()
-        if self.store is not None and path.exists():
-            if self.store.version(path.stem) is not None:
-                if path.samefile(self.store.path(path.stem)):
-                    return path.stem  # a file of the store, which knows it already
-        elif "/" not in task and not path.exists():
-            raise TaskError(
-                f"unknown task {task!r}; known tasks: {listing(self._heads)}"
-            )
-        self._sources[task] = self.load_task(task)
-        return self._sources[task]
-
-    # ------------------------------------------------------------------ decoding
+    built_by = {("espnet2.bin.asr_inference", "ASRTask"): "asr"}
 
     @torch.no_grad()
     def __call__(
@@ -313,51 +98,13 @@ class Speech2Text(asr_inference.Speech2Text):
         Returns:
             One n-best list per utterance, in the given order.
         """
-        if isinstance(speech, (list, tuple)):
-            waves = [as_wave(wave) for wave in speech]
-        elif speech_lengths is None:
-            raise ValueError("speech_lengths is required for a padded speech array")
-        else:
-            lengths = torch.as_tensor(speech_lengths).tolist()
-            waves = [as_wave(w[:n]) for w, n in zip(speech, lengths)]
+        waves = as_waves(speech, speech_lengths)
         with self._request(utt2task, utt2task_lengths) as choice:
             if self.ctc_greedy:
                 return self._split_if_too_large(self._greedy, waves, choice)
             if choice is None or isinstance(choice, str):
                 return super().batch_decode(waves)  # one task: nothing to mix up
             return self._split_if_too_large(self._search, waves, choice)
-
-    @contextlib.contextmanager
-    def _request(
-        self, names: torch.Tensor | None, lengths: torch.Tensor | None
-    ) -> Iterator[selection.Choice]:
-        """A block in which neither the choice nor a chosen task changes.
-
-        Encoder, CTC and search use the tasks one after the other, and other threads may
-        choose, replace or remove tasks in the meantime.
-
-        Args:
-            names: The batch's task names as the data loader gives them; None for the
-                choice in force.
-            lengths: Their lengths.
-
-        Raises:
-            TaskError: A task is unknown, or none was chosen among several.
-        """
-        if self._heads is None:
-            yield None
-            return
-        encoder = self.asr_model.encoder
-        if names is None:
-            choice = encoder.chosen_task
-        else:
-            if lengths is None:
-                lengths = torch.full([names.size(0)], names.size(1))
-            given = self._loaded(decode_names(names, lengths))
-            choice = selection.as_choice(given, self._heads)
-        used = selection.distinct(choice)
-        with self._heads.hold(used), selection.block(encoder, choice):
-            yield choice
 
     def _split_if_too_large(
         self,
@@ -448,19 +195,4 @@ class Speech2Text(asr_inference.Speech2Text):
 
     def _greedy(self, waves: list[torch.Tensor]) -> list[NBest]:
         """The best CTC symbol of each frame, repeats and blanks removed."""
-        encoded, frames = self._encode(waves)
-        scores, symbols = self.asr_model.ctc.log_softmax(encoded).max(dim=-1)  # [b, t]
-        results: list[NBest] = []
-        for score, symbol, n in zip(scores, symbols, frames.tolist()):
-            ids = torch.unique_consecutive(symbol[:n])
-            ids = ids[ids != self.asr_model.blank_id]
-            tokens = self.converter.ids2tokens(ids.tolist())
-            text = (
-                None if self.tokenizer is None else self.tokenizer.tokens2text(tokens)
-            )
-            edge = ids.new_tensor([self.asr_model.sos])
-            hypothesis = Hypothesis(
-                yseq=torch.cat([edge, ids, edge]), score=float(score[:n].sum())
-            )
-            results.append([(text, tokens, ids.tolist(), hypothesis)])
-        return results
+        return self._best_path(*self._encode(waves))

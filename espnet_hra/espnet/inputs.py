@@ -13,15 +13,19 @@ from espnet_hra.espnet.model import decode_names
 Wave = torch.Tensor | np.ndarray
 
 
-def check_greedy(model: Any) -> None:
+def check_greedy(model: Any, name: str = "ctc") -> None:
     """Refuse greedy CTC where there is none, or one for several speakers.
+
+    Args:
+        model: ESPnet's model.
+        name: What it calls its CTC.
 
     Raises:
         ConfigError: It is so.
     """
-    if getattr(model, "ctc", None) is None:
+    if getattr(model, name, None) is None:
         raise ConfigError(
-            "ctc_greedy: this model has no CTC (ctc_weight: 0); leave it out, for "
+            "ctc_greedy: this model has no CTC (its weight is 0); leave it out, for "
             "ESPnet's beam search with the decoder"
         )
     if getattr(model, "num_ref", 1) > 1 or getattr(model, "num_inf", 1) > 1:
@@ -47,6 +51,24 @@ def as_wave(speech: Any) -> torch.Tensor:
             "several utterances"
         )
     return wave
+
+
+def as_waves(speech: Any, lengths: Any = None) -> list[torch.Tensor]:
+    """The utterances of a batch, each (samples).
+
+    Args:
+        speech: List of utterances, or padded, (utterances, samples).
+        lengths: Number of samples of each, for padded speech.
+
+    Raises:
+        DataError: One has another shape.
+        ValueError: Padded speech without lengths.
+    """
+    if isinstance(speech, list | tuple):
+        return [as_wave(wave) for wave in speech]
+    if lengths is None:
+        raise ValueError("speech_lengths is required for a padded speech array")
+    return [as_wave(w[:n]) for w, n in zip(speech, torch.as_tensor(lengths).tolist())]
 
 
 def out_of_memory(error: Exception) -> bool:

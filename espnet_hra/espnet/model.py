@@ -123,20 +123,16 @@ class TaskAware(AbsESPnetModel):
         batch.pop(f"{DATA_NAME}_lengths", None)
         return super().collect_feats(*args, **batch)
 
-    def encode(self, speech: torch.Tensor, speech_lengths: torch.Tensor) -> Any:
+    def encode(self, speech: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, under autocast if the training asks for it.
 
         Features and everything after the encoder (the CTC loss above all) stay in full
         precision.
         """
         if self.autocast_dtype is None:
-            return super().encode(speech, speech_lengths)
+            return super().encode(speech, *args, **kwargs)
         with torch.autocast(speech.device.type, self.autocast_dtype):
-            encoded, lengths = super().encode(speech, speech_lengths)
-        if isinstance(encoded, tuple):  # with intermediate outputs
-            outs = [(layer, out.float()) for layer, out in encoded[1]]
-            return (encoded[0].float(), outs), lengths
-        return encoded.float(), lengths
+            return _full_precision(super().encode(speech, *args, **kwargs))
 
     def _calc_ctc_loss(
         self,
@@ -150,16 +146,31 @@ class TaskAware(AbsESPnetModel):
         ESPnet's counts what CTC emits in padded frames as insertions, and checkpoints
         of a pure CTC model are chosen by it.
         """
-        loss, cer = super()._calc_ctc_loss(
-            encoder_out, encoder_out_lens, ys_pad, ys_pad_lens
-        )
-        if cer is not None:
+        given = (encoder_out, encoder_out_lens, ys_pad, ys_pad_lens)
+        kept = torch.ones(len(ys_pad), dtype=torch.bool)
+        if hasattr(self, "na"):  # s2t: utterances without a text are left out
+            kept = (ys_pad != self.na).all(dim=1).cpu()
+        with self._tasks_of_rows(kept):
+            loss, cer = super()._calc_ctc_loss(*given)
+            if cer is None:
+                return loss, None
+            encoder_out, encoder_out_lens, ys_pad, _ = (
+                one[kept.to(one.device)] for one in given
+            )
             best = self.ctc.argmax(encoder_out)  # [b, t]
-            frame = torch.arange(best.size(1), device=best.device)
-            padded = frame >= encoder_out_lens[:, None].to(best.device)
-            best = best.masked_fill(padded, self.blank_id)
-            cer = self.error_calculator(best.cpu(), ys_pad.cpu(), is_ctc=True)
-        return loss, cer
+        frame = torch.arange(best.size(1), device=best.device)
+        padded = frame >= encoder_out_lens[:, None].to(best.device)
+        best = best.masked_fill(padded, self.blank_id)
+        return loss, self.error_calculator(best.cpu(), ys_pad.cpu(), is_ctc=True)
+
+    def _tasks_of_rows(self, kept: torch.Tensor) -> AbstractContextManager[None]:
+        """A block in which a batch has some of its utterances only, (b)."""
+        if not isinstance(self.encoder, AdaptedEncoder) or kept.all() or not kept.any():
+            return contextlib.nullcontext()
+        names = self.encoder.tasks_of_batch(len(kept))
+        if len(names) < 2:
+            return contextlib.nullcontext()
+        return self.encoder.use_task([n for n, keep in zip(names, kept) if keep])
 
     def _extract_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
@@ -177,6 +188,15 @@ class TaskAware(AbsESPnetModel):
     def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
         """As ``Module.parameters``, quick with many tasks as well."""
         return stepping.parameters(self) if recurse else super().parameters(False)
+
+
+def _full_precision(output: Any) -> Any:
+    """Tensors in nested tuples and lists, in full precision."""
+    if isinstance(output, torch.Tensor) and output.is_floating_point():
+        return output.float()
+    if isinstance(output, tuple | list):
+        return type(output)(_full_precision(one) for one in output)
+    return output
 
 
 @functools.cache

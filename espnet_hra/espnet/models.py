@@ -23,6 +23,7 @@ from typing import Any
 
 from espnet_hra.errors import BaseModelError, TaskError
 from espnet_hra.espnet.base import open_base, read_config
+from espnet_hra.espnet.kinds import espnet_task_of
 from espnet_hra.files import archive
 from espnet_hra.files.config import MAX_BYTES
 from espnet_hra.names import PREFIX, TASK_NAME, listing
@@ -67,6 +68,11 @@ class Found:
                 "give the experiment folder"
             )
         return read_config(self.config_file)
+
+    @property
+    def espnet_task(self) -> str:
+        """The ESPnet task that it is a model of. Errors as of the above."""
+        return espnet_task_of(self.read_config())
 
     @property
     def date(self) -> str:

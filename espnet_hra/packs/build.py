@@ -30,7 +30,9 @@ import torch
 from espnet2 import __version__ as espnet_version
 
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet.base import FILES
 from espnet_hra.espnet.building import build
+from espnet_hra.espnet.kinds import KINDS, Kind, espnet_task_of
 from espnet_hra.espnet.models import (
     BASE_FORMAT,
     MANIFEST,
@@ -55,9 +57,6 @@ _LOCAL_LISTS = (
     "init_param",
 )
 _LOCAL_VALUES = ("config", "output_dir", "pretrained_model", "init_adapter")
-
-#: Files that a configuration names and that go along.
-_FILES = (("bpemodel",), ("non_linguistic_symbols",), ("normalize_conf", "stats_file"))
 
 
 # --------------------------------------------------------------------------- base pack
@@ -101,9 +100,9 @@ def base_pack(
             raise BaseModelError(f"{large[0]} has values that 16 bits cannot hold")
     with atomic.replacing(folder / "model.pth") as file:
         torch.save(state, file)
-    _write_meta(folder, found.model_file.stat().st_mtime)
-
     config = _portable(found.read_config(), folder)
+    kind = KINDS[espnet_task_of(config)]
+    _write_meta(folder, kind, found.model_file.stat().st_mtime)
     config["encoder_conf"] = {**config["encoder_conf"], "tasks": []}
     config["encoder"] += ENCODER_HINT
     packed = built
@@ -119,7 +118,7 @@ def base_pack(
     identity = packed.encoder.identity()
     files = _write_tasks(found, encoder, identity, tasks, folder, about, not half)
     _write_manifest(folder, BASE_FORMAT, identity, about.base_tag, files)
-    atomic.write(folder / "README.md", base_card(about, packed, files, half))
+    atomic.write(folder / "README.md", base_card(about, packed, kind, files, half))
 
 
 def _open(
@@ -142,7 +141,7 @@ def _open(
 
 def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A configuration without this machine's paths; files it needs are copied."""
-    for keys in _FILES:
+    for keys in FILES:
         place = config
         for key in keys[:-1]:
             place = place.get(key) or {}
@@ -164,12 +163,13 @@ def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return config
 
 
-def _write_meta(folder: Path, timestamp: float) -> None:
+def _write_meta(folder: Path, kind: Kind, timestamp: float) -> None:
     # Every name under files and yaml_files becomes an argument of ESPnet's
     # Speech2Text, which refuses unknown ones: nothing may be added here.
+    config, model = kind.files
     meta = {
-        "files": {"asr_model_file": "model.pth"},
-        "yaml_files": {"asr_train_config": "config.yaml"},
+        "files": {model: "model.pth"},
+        "yaml_files": {config: "config.yaml"},
         "timestamp": timestamp,
         "python": sys.version,
         "torch": str(torch.__version__),

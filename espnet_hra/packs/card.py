@@ -11,6 +11,7 @@ import yaml
 
 from espnet_hra.errors import BaseModelError
 from espnet_hra.espnet import params
+from espnet_hra.espnet.kinds import Kind
 from espnet_hra.files.tables import TableError, markdown, read_table
 from espnet_hra.report.results import FROZEN, TSV, Row
 from espnet_hra.tasks import file as taskfile
@@ -174,9 +175,14 @@ imported: `pip install espnet-hra`, and `import espnet_hra` before the model is 
 
 
 def base_card(
-    about: About, model: Any, files: Mapping[str, taskfile.TaskFile], half: bool
+    about: About,
+    model: Any,
+    espnet: Kind,
+    files: Mapping[str, taskfile.TaskFile],
+    half: bool,
 ) -> str:
-    """The card of a base pack."""
+    """The card of a base pack, whose model is of some ESPnet task."""
+    module, opens = espnet.stock.split(":")
     counts, encoder = params.count(model), model.encoder
     title, tag, text = _kind(encoder)
     rows = [(row.method == FROZEN, vars(row)) for row in about.results]
@@ -208,11 +214,11 @@ text, *_ = speech2text(waveform)[0]
 ESPnet's own class opens it too, and begins with the plain backbone:
 ```python
 import espnet_hra                                               # registers the encoder
-from espnet2.bin.asr_inference import Speech2Text
+from {module} import {opens}
 
-speech2text = Speech2Text.from_pretrained("{about.where}")
-speech2text.asr_model.encoder.load_task("{example}.safetensors")
-speech2text.asr_model.encoder.set_task("{example}")
+speech2text = {opens}.from_pretrained("{about.where}")
+speech2text.{espnet.attribute}_model.encoder.load_task("{example}.safetensors")
+speech2text.{espnet.attribute}_model.encoder.set_task("{example}")
 ```
 {_ERROR}""",
         "## What is in it\n",

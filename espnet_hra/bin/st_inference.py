@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""Decode with tasks: `espnet2.bin.st_inference` for adapted models."""
+
+from espnet_hra.bin.programs import decoding
+from espnet_hra.errors import one_line
+
+main = decoding("st")
+
+if __name__ == "__main__":
+    with one_line("st_inference"):
+        main()
