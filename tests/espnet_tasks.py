@@ -16,7 +16,7 @@ OTHERS = tuple(name for name in KINDS if name != "asr")
 #: Tags of s2t; a window is three seconds, its times are whole ones.
 _TAGS = ("<na>", "<nolang>", "<eng>", "<asr>", "<st_eng>", "<notimestamps>")
 _TIMES = ("<0.00>", "<1.00>", "<2.00>", "<3.00>")
-_WINDOW = {"speech_length": 3, "speech_init_silence": 0}
+_WINDOW = {"fs": 16000, "speech_length": 3, "speech_init_silence": 0}
 
 _ENCODER = {
     "output_size": 16,
@@ -84,7 +84,7 @@ _BASES: dict[str, dict[str, Any]] = {
             "ctc_asr_only": [True, False, False],
         },
         "preprocessor": "s2t_ctc",
-        "preprocessor_conf": {**_WINDOW, "fs": 16000},
+        "preprocessor_conf": _WINDOW,
     },
     "st": {
         "encoder": "conformer",

@@ -1,6 +1,8 @@
 """Models of the ESPnet tasks s2t, s2t_ctc, st and slu, adapted."""
 
 import contextlib
+import math
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import soundfile
 import torch
 import yaml
 from adaptations import waves
+from espnet2.asr.encoder.e_branchformer_ctc_encoder import EBranchformerCTCEncoder
 from espnet_tasks import (
     OTHERS,
     adaptation,
@@ -18,15 +21,27 @@ from espnet_tasks import (
     make_data,
     streams,
 )
+from small_encoders import (
+    DIM,
+    METHOD_CONFS,
+    WIDTH,
+    adapt,
+    as_if_trained,
+    conf_of,
+    randomise_statistics,
+)
 
 import espnet_hra
 from espnet_hra import cli
+from espnet_hra.bin.python import translate
+from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import BaseModelError, ConfigError, TaskError
 from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.kinds import KINDS
 from espnet_hra.espnet.model import encode_name
 
 ADAPTER = "encoder.adapter."
+TASKS = ["female", "male"]
 MODEL = "valid.loss.best.pth"
 OPTIONS = {"beam_size": 2, "maxlenratio": -8.0, "lm_weight": 0.0}
 
@@ -142,24 +157,17 @@ def test_the_saved_configuration_names_the_base(name, models, bases):
     assert config["encoder"].startswith("hra_")
 
 
-def test_both_tasks_learn(name, bases, data, tmp_path):
-    output = tmp_path / "exp"
-    program = import_module(f"espnet_hra.bin.{name}_train")
-    program.main(adaptation(name, data, bases(name), output, max_epoch=1))
-    state = load(output / MODEL)
-    heads = {key: v for key, v in state.items() if key.startswith(f"{ADAPTER}heads.")}
-    assert set(heads) == {f"{ADAPTER}heads.{task}" for task in ("female", "male")}
-    assert all(v.abs().sum() > 0 for v in heads.values())
-
-
-def test_bfloat16_trains(name, bases, data, tmp_path):
+def test_both_tasks_learn_under_autocast_too(name, bases, data, tmp_path):
     output = tmp_path / "exp"
     cmd = adaptation(name, data, bases(name), output, "--autocast", "bfloat16")
     import_module(f"espnet_hra.bin.{name}_train").main(cmd)
     states = torch.load(output / "checkpoint.pth", weights_only=True)
-    loss = states["reporter"]["stats"][2]["train"]["loss"]
-    assert torch.isfinite(torch.tensor(loss))
-    assert all(v.dtype == torch.float32 for v in states["model"].values())
+    assert math.isfinite(states["reporter"]["stats"][2]["train"]["loss"])
+    state = states["model"]
+    heads = {key: v for key, v in state.items() if key.startswith(f"{ADAPTER}heads.")}
+    assert set(heads) == {f"{ADAPTER}heads.{task}" for task in TASKS}
+    assert all(v.abs().sum() > 0 for v in heads.values())
+    assert all(v.dtype == torch.float32 for v in state.values())
 
 
 def test_espnets_own_training_is_refused(name, bases, data, tmp_path):
@@ -204,7 +212,7 @@ def test_utterances_without_a_text_leave_with_their_tasks(
     conf = {
         "adapter": adapter,
         "adapter_conf": {"ctc": "task"},
-        "tasks": ["female", "male"],
+        "tasks": TASKS,
     }
     cmd = adaptation(
         "s2t_ctc", parts, bases("s2t_ctc"), tmp_path / "exp", encoder_conf=conf
@@ -215,10 +223,36 @@ def test_utterances_without_a_text_leave_with_their_tasks(
 
 
 def test_translation_keeps_its_ctc(bases, data, tmp_path):
-    conf = {"adapter": "hra", "adapter_conf": {"ctc": "task"}, "tasks": ["female"]}
+    conf = {"adapter": "hra", "adapter_conf": {"ctc": "task"}, "tasks": TASKS}
     cmd = adaptation("st", data, bases("st"), tmp_path / "exp", encoder_conf=conf)
     with pytest.raises(ConfigError, match="translation keep theirs frozen"):
         import_module("espnet_hra.bin.st_train").main(cmd)
+
+
+@pytest.mark.parametrize("adapter", METHOD_CONFS)
+def test_prompts_go_with_their_utterances(adapter):
+    """Methods that serve one task at a time take OWSM-CTC's batches apart."""
+    torch.manual_seed(1)
+    conf = {**conf_of("e_branchformer"), "input_layer": "conv2d"}
+    stock = EBranchformerCTCEncoder(DIM, **conf)
+    randomise_statistics(stock)
+    encoder = as_if_trained(adapt(stock, conf, ("a", "b"), adapter=adapter), scale=0.1)
+    encoder.adapter.requires_grad_(False)
+    xs, lens = torch.randn(3, 48, DIM), torch.tensor([48, 48, 48])
+    prompts = {
+        "prefix_embeds": torch.randn(3, 2, WIDTH),
+        "memory": torch.randn(3, 5, WIDTH),
+        "memory_mask": torch.ones(3, 1, 5, dtype=torch.bool),
+    }
+    names = ["b", "a", "b"]
+    with encoder.use_task(names):
+        mixed, frames, _ = encoder(xs, lens, **prompts)
+    for i, name in enumerate(names):
+        one = {key: value[i : i + 1] for key, value in prompts.items()}
+        with encoder.use_task(name):
+            alone, n, _ = encoder(xs[i : i + 1], lens[i : i + 1], **one)
+        assert n == frames[i]
+        torch.testing.assert_close(mixed[i], alone[0], atol=1e-5, rtol=1e-4)
 
 
 # ----------------------------------------------------------------------- decoding
@@ -252,7 +286,7 @@ def test_each_utterance_has_its_task(name, models, data, tmp_path):
     tasks = dict(line.split() for line in (folder / "utt2task").open())
     assert set(tasks.values()) == {"female", "male"}
     alone = {}
-    for task in ("female", "male"):
+    for task in TASKS:
         more = ["--task", task]
         output = tmp_path / task
         command("decode", *decoding(name, models(name), folder, output, more))
@@ -296,18 +330,52 @@ def test_a_choice_is_asked_for(name, models, data):
         speech2text(wave, utt2task=torch.from_numpy(encode_name("male")), task="male")
 
 
-def test_transcribe_writes_the_words_alone(models, data, tmp_path, capsys):
+@pytest.mark.parametrize("greedy", ["true", "false"])
+def test_transcribe_writes_the_words_alone(
+    name, greedy, models, data, tmp_path, capsys
+):
     path = tmp_path / "a.wav"
-    soundfile.write(path, next(iter(waves(data["test"]).values())), 16000)
-    for name in OTHERS:
-        words = ("--model", str(models(name)), "--task", "male")
-        capsys.readouterr()
-        command("transcribe", str(path), *words)
-        text = capsys.readouterr().out.strip()
-        found = opened(models(name), task="male", ctc_greedy=True)
-        wave, _ = soundfile.read(path, dtype="float32")
-        assert text == found.text_of(found.batch_decode([wave])[0]).strip()
-        assert "<" not in text
+    wave = next(iter(waves(data["test"]).values()))[:16000]
+    soundfile.write(path, wave, 16000, subtype="FLOAT")
+    words = ["--ctc_greedy", greedy, "--beam_size", "2", "--task", "male"]
+    capsys.readouterr()
+    command("transcribe", str(path), "--model", str(models(name)), *words)
+    text = capsys.readouterr().out.strip()
+    found = espnet_hra.Speech2Text.from_pretrained(
+        str(models(name)), task="male", ctc_greedy=greedy == "true", beam_size=2
+    )
+    if name == "s2t_ctc":
+        found.lang_sym = "<nolang>"
+    assert text == found.text_of(found.batch_decode([wave])[0]).strip()
+    assert "<" not in text
+
+
+def test_languages_are_tags_of_the_model(models, data, tmp_path):
+    speech2text = opened(models("s2t"), task="male")
+    wave = next(iter(waves(data["test"]).values()))
+    speech2text.set_language("st_eng")
+    assert speech2text.lang_sym == "<st_eng>"
+    message = "<fra> is no tag of this model; it has <eng>, <asr> and others"
+    with pytest.raises(ConfigError, match=message):
+        speech2text.set_language("fra")
+    with pytest.raises(ConfigError, match=message):
+        speech2text(wave, lang_sym="<fra>")
+    with pytest.raises(ConfigError, match=message):
+        speech2text.batch_decode([wave], lang_sym="<fra>")
+    with pytest.raises(ConfigError, match="only models of the ESPnet tasks s2t and s2"):
+        opened(models("slu")).set_language("fra")
+
+
+def test_a_translation_without_a_ctc_is_not_decoded_greedily(bases, data, tmp_path):
+    config = {**open_base(str(bases("st"))).model_config("st")}
+    config["model_conf"] = {**config["model_conf"], "st_mtlalpha": 0.0}
+    model = import_module("espnet2.tasks.st").STTask.build_model(
+        Namespace(**{"specaug": None, "init": None, **config})
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.save(model.state_dict(), tmp_path / MODEL)
+    with pytest.raises(ConfigError, match="has no CTC"):
+        opened(tmp_path, ctc_greedy=True)
 
 
 # ------------------------------------------------------------- which class, which way
@@ -317,7 +385,7 @@ def test_the_general_entrance_gives_the_right_class(name, models, bases):
     found = opened(models(name))
     assert type(found) is named(KINDS[name].opens)
     assert isinstance(found, named(KINDS[name].stock))
-    assert found.tasks == ("female", "male")
+    assert found.tasks == tuple(TASKS)
 
 
 def test_the_class_of_another_espnet_task_refuses_it(name, models):
@@ -326,6 +394,27 @@ def test_the_class_of_another_espnet_task_refuses_it(name, models):
     for cls in (espnet_hra.Speech2Text, espnet_hra.Speech2TextStreaming):
         with pytest.raises(BaseModelError, match=message):
             cls(asr_train_config=config, asr_model_file=model)
+
+
+def test_a_task_of_another_espnet_task_is_not_added(models, data):
+    words = ("tasks", "add", "new", str(data["train"]), "--model", str(models("slu")))
+    with pytest.raises(SystemExit, match="of the ESPnet task slu, which would become"):
+        cli.main(list(words))
+
+
+def test_a_task_travels_as_a_file(name, models, data, tmp_path):
+    path = tmp_path / "male.safetensors"
+    words = ("--model", str(models(name)), "--out", str(path))
+    command("tasks", "export", "male", *words)
+    wave = next(iter(waves(data["test"]).values()))
+    speech2text = opened(models(name), task="male")
+    expected = said(speech2text(wave))
+    speech2text.model.encoder.remove_task("male")
+    speech2text.set_task(str(path))
+    assert said(speech2text(wave)) == expected
+    other = next(one for one in OTHERS if one != name)
+    with pytest.raises(TaskError):
+        opened(models(other)).load_task(path, replace=True)
 
 
 def test_options_of_another_espnet_task_are_named(models, data, tmp_path):
@@ -340,6 +429,28 @@ def test_options_of_another_espnet_task_are_named(models, data, tmp_path):
     cmd = decoding("s2t", models("s2t_ctc"), data["test"], tmp_path / "out")
     with pytest.raises(BaseModelError, match="task s2t_ctc, .* as one of s2t"):
         s2t_inference.main([*cmd, "--task", "male"])
+
+
+def test_espnets_scripts_reach_our_programs(name):
+    kind = KINDS[name]
+    for theirs, ours in ((kind.train, "train"), (kind.inference, "inference")):
+        found = translate(["-m", f"espnet2.bin.{theirs}", "--ngpu", "0"])
+        assert found == ["-m", f"espnet_hra.bin.{name}_{ours}", "--ngpu", "0"]
+        assert callable(import_module(f"espnet2.bin.{theirs}").main)
+        assert callable(import_module(found[1]).main)
+
+
+def test_what_the_models_want_of_their_data(bases):
+    def wants(name):
+        return requirements_from_config(open_base(str(bases(name))).model_config(name))
+
+    assert wants("slu").frames is not None and wants("slu").ctc
+    assert wants("st").frames is not None and wants("st").ctc
+    assert wants("s2t").frames is None  # whatever is given is padded to three seconds
+    assert wants("s2t_ctc").frames is None
+    assert set(wants("s2t").tokenizer("<eng><asr> GO")) >= {"<eng>", "<asr>"}
+    attention = {"src_token_list": ["a"], "model_conf": {"asr_weight": 0.3}}
+    assert not requirements_from_config(attention).ctc
 
 
 def test_params_counts_any_model(name, models, capsys):
@@ -365,7 +476,7 @@ def test_a_pack_needs_nothing_of_the_original(name, models, bases, data, tmp_pat
     command("pack", "--model", str(models(name)), "--out", str(pack), *words)
     with moved_away(bases(name).parent), moved_away(models(name)):
         packed = opened(pack)
-        assert packed.tasks == ("female", "male")
+        assert packed.tasks == tuple(TASKS)
         for task, expected in before.items():
             packed.set_task(task)
             assert [said(packed(wave)) for wave in recordings] == expected
@@ -382,9 +493,15 @@ def decode_pack(name: str, pack: Path, folder: Path, output: Path) -> list[str]:
     return ["--model_tag", str(pack), *cmd[4:]]
 
 
-def test_an_adaptation_without_its_base_says_what_to_do(name, models, bases):
-    with moved_away(bases(name).parent):
-        with pytest.raises(BaseModelError, match="with --pretrained_model"):
-            opened(models(name))
-        elsewhere = bases(name).parent.with_name("elsewhere") / bases(name).name
-        assert opened(models(name), pretrained_model=str(elsewhere), task="male")
+def test_an_adaptation_without_its_base_says_what_to_do(models, bases, tmp_path):
+    """Its token model and statistics are in the base's recipe as well."""
+    folder, model = bases("st").parent, models("st")
+    with moved_away(folder):
+        with pytest.raises(BaseModelError, match="say with --pretrained_model"):
+            opened(model)
+        elsewhere = str(folder.with_name("elsewhere") / bases("st").name)
+        assert opened(model, pretrained_model=elsewhere).tasks == tuple(TASKS)
+        words = ("--pretrained_model", elsewhere, "--license", "cc0-1.0")
+        pack = ("--out", str(tmp_path / "pack"))
+        command("pack", "--model", str(model), *pack, *words)
+    assert (tmp_path / "pack" / "files" / "bpe.model").is_file()

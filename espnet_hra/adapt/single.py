@@ -13,6 +13,7 @@ from espnet_hra.adapt import new_task
 from espnet_hra.data.requirements import Requirements, requirements_from_config
 from espnet_hra.errors import DataError
 from espnet_hra.espnet.inference import Speech2Text
+from espnet_hra.espnet.kinds import check_kind
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.espnet.models import Found
 from espnet_hra.espnet.task import HRATask
@@ -91,7 +92,8 @@ def train_task(
         DataError: An utterance fails the check, or none is left.
         UserError: The model cannot be used.
     """
-    saved = found.read_config()
+    saved = found.read_config(base)
+    check_kind("asr", saved, found.source)
     lists, minutes = new_task.prepare(data, _requirements(saved), work, skip_bad)
     HRATask.main(cmd=_command(name, saved, found, work, options, lists, base, ngpu))
     speech2text = Speech2Text(

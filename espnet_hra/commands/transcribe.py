@@ -34,6 +34,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="The best CTC symbol of each frame; false: ESPnet's beam search "
         "(default: true)",
     )
+    parser.add_argument(
+        "--lang_sym",
+        help="Language of the speech, for models of s2t, e.g. fra (default: the model "
+        "finds out, or eng)",
+    )
     parser.add_argument("--beam_size", type=int, default=10, help="(default: 10)")
     parser.add_argument("--batch_size", type=int, default=8, help="(default: 8)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
@@ -64,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         pretrained_model=args.pretrained_model,
         device=args.device,
         beam_size=args.beam_size,
-        ctc_weight=1.0 if args.ctc_greedy else 0.5,
+        **({"ctc_weight": 1.0} if args.ctc_greedy else {}),
     )
+    speech2text.set_language(args.lang_sym)
     requirements = requirements_from_config(speech2text.train_args)
     rate, frames = requirements.sample_rate, requirements.frames
     failed = False

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -383,12 +383,19 @@ def load_base(
     return found
 
 
-def read_config(config_file: Path) -> dict[str, Any]:
+def read_config(
+    config_file: Path, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A saved configuration in which the files that it names have whole paths.
 
     ESPnet writes them as they were given where the training was started: in a recipe,
     ``data/token_list/...``. So they are looked for from the configuration's folder
     upwards, and last in the working directory; in a pack, within it.
+
+    Args:
+        config_file: The configuration.
+        base: That of the model's base, which has the files that are nowhere else: an
+            adaptation names them where its base was.
 
     Raises:
         BaseModelError: It is not readable, or a file that it names is gone.
@@ -401,12 +408,20 @@ def read_config(config_file: Path) -> dict[str, Any]:
             return archive.resolve(config, folder)
     folders = [*config_file.absolute().parents, *config_file.resolve().parents]
     for keys in FILES:
-        place = config
+        place, other = config, base or {}
         for key in keys[:-1]:
-            place = place.get(key) or {}
-        value = place.get(keys[-1])
+            place, other = place.get(key) or {}, other.get(key) or {}
+        value, instead = place.get(keys[-1]), other.get(keys[-1])
         if isinstance(value, str) and value not in _WORDS:
-            place[keys[-1]] = _find_file(value, (*folders, Path.cwd()), config_file)
+            found = _find_file(value, (*folders, Path.cwd())) or instead
+            if found is None:
+                raise BaseModelError(
+                    f"{config_file} names {value}, which is neither there nor in a "
+                    "folder above it: put the file back, give the model's pack (.zip), "
+                    "which has it inside, or say with --pretrained_model (in Python, "
+                    "pretrained_model=) where the base is now"
+                )
+            place[keys[-1]] = found
     return config
 
 
@@ -414,23 +429,13 @@ def read_config(config_file: Path) -> dict[str, Any]:
 _WORDS = ("none", "whisper_en", "whisper_multilingual")
 
 
-def _find_file(value: str, folders: Sequence[Path], config_file: Path) -> str:
-    """The whole path of a file of a configuration.
-
-    Raises:
-        BaseModelError: It is nowhere.
-    """
+def _find_file(value: str, folders: Sequence[Path]) -> str | None:
+    """The whole path of a file of a configuration; None if it is nowhere."""
     if os.path.isabs(value):
         found = [Path(value)]
     else:
         found = [folder / value for folder in folders]
-    for path in found:
-        if path.is_file():
-            return str(path)
-    raise BaseModelError(
-        f"{config_file} names {value}, which is neither there nor in a folder above "
-        "it: put the file back, or give the model's pack (.zip), which has it inside"
-    )
+    return next((str(path) for path in found if path.is_file()), None)
 
 
 def token_hash(tokens: Sequence[str]) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet.kinds import adaptable
 from espnet_hra.espnet.models import Found
-from espnet_hra.espnet.task import task_for
+from espnet_hra.espnet.task import espnet_task
 
 
 def build(found: Found, base: str | None = None) -> tuple[Any, argparse.Namespace]:
@@ -19,7 +20,8 @@ def build(found: Found, base: str | None = None) -> tuple[Any, argparse.Namespac
     Raises:
         BaseModelError: It is incomplete, or has no adapter.
     """
-    model, args = task_for(found.read_config(), found.source).build_model_from_file(
+    builder = espnet_task(adaptable(found.espnet_task, found.source).name)
+    model, args = builder.build_model_from_file(
         found.config_file, found.model_file, base=base
     )
     if not isinstance(model.encoder, AdaptedEncoder):

@@ -18,7 +18,7 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
-from espnet_hra.errors import TaskError
+from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.espnet.inputs import check_greedy
 from espnet_hra.espnet.kinds import KINDS, adaptable
 from espnet_hra.espnet.model import decode_names
@@ -302,6 +302,21 @@ class Decoding:
         used = selection.distinct(choice)
         with self._heads.hold(used), selection.block(encoder, choice):
             yield choice
+
+    def set_language(self, tag: str | None) -> None:
+        """Say which language is spoken, to models that are told.
+
+        Args:
+            tag: ESPnet's tag of it, e.g. ``fra``; None for what the model does then.
+
+        Raises:
+            ConfigError: The model is not told, or has no such tag.
+        """
+        if tag is not None:
+            raise ConfigError(
+                f"lang_sym: {tag}: only models of the ESPnet tasks s2t and s2t_ctc are "
+                "told a language; leave it out"
+            )
 
     @staticmethod
     def text_of(nbest: NBest) -> str:

@@ -1,5 +1,6 @@
 """Decoding with tasks in other ESPnet tasks than asr: s2t, s2t_ctc, st, slu."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ from espnet2.bin import s2t_inference, slu_inference, st_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
-from espnet_hra.errors import TaskError
+from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.espnet.decoding import Decoding, NBest
 from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, named
+from espnet_hra.names import listing
 
 
 class OneByOne(Decoding):
@@ -123,6 +125,37 @@ class S2TSpeech2Text(OneByOne, s2t_inference.Speech2Text):
         ("espnet2.tasks.s2t_ctc", "S2TTask"): "s2t_ctc",
     }
 
+    def set_language(self, tag: str | None) -> None:
+        """Say which language is spoken.
+
+        Args:
+            tag: ESPnet's tag of it, e.g. ``fra``; None for what ESPnet's programs do:
+                models of s2t_ctc find out, others are told ``eng``.
+
+        Raises:
+            ConfigError: The model has no such tag.
+        """
+        if tag is None and not self.ctc_only:
+            return
+        symbol = self.no_language() if tag is None else f"<{tag.strip('<>')}>"
+        self._check_tags(symbol)
+        self.lang_sym = symbol
+
+    def _check_tags(self, *symbols: str | None) -> None:
+        """Refuse tags that the model does not have.
+
+        Raises:
+            ConfigError: It does not.
+        """
+        known = self.converter.token2id
+        for symbol in symbols:
+            if symbol is not None and symbol not in known:
+                tags = [t for t in known if re.fullmatch(r"<[a-z]{3}(_[a-z]{3})?>", t)]
+                raise ConfigError(
+                    f"{symbol} is no tag of this model; it has {listing(tags)} and "
+                    "others, see its token list"
+                )
+
     @staticmethod
     def text_of(nbest: NBest) -> str:
         """What was said, of an n-best list: the best text, without tags."""
@@ -143,6 +176,10 @@ class S2TSpeech2Text(OneByOne, s2t_inference.Speech2Text):
         for each utterance it is ESPnet's own.
         """
         waves = as_waves(speech, speech_lengths)
+        self._check_tags(
+            kwargs.get("lang_sym") or self.lang_sym,
+            kwargs.get("task_sym") or self.task_sym,
+        )
         with self._request(utt2task, utt2task_lengths) as choice:
             if self.ctc_greedy:
                 return self(waves, **kwargs)
@@ -169,6 +206,7 @@ class S2TSpeech2Text(OneByOne, s2t_inference.Speech2Text):
         task_sym: str | None = None,
         predict_time: bool | None = None,
     ) -> Any:
+        self._check_tags(lang_sym or self.lang_sym, task_sym or self.task_sym)
         if not self.ctc_greedy:
             return super()._decode(wave, text_prev, lang_sym, task_sym, predict_time)
         previous = "<na>" if text_prev is None else text_prev
@@ -193,7 +231,8 @@ class STSpeech2Text(OneByOne, st_inference.Speech2Text):
     """
 
     built_by = {("espnet2.bin.st_inference", "STTask"): "st"}
-    greedy_options = {"ctc_greedy": True}
+    # ESPnet's class would assert that there is a CTC before we say it in words.
+    greedy_options = {"ctc_greedy": True, "ctc_weight": 0.0}
     ctc_name = "st_ctc"
 
 

@@ -25,7 +25,7 @@ from espnet_hra.errors import BaseModelError, TaskError
 from espnet_hra.espnet.base import open_base, read_config
 from espnet_hra.espnet.kinds import espnet_task_of
 from espnet_hra.files import archive
-from espnet_hra.files.config import MAX_BYTES
+from espnet_hra.files.config import MAX_BYTES, read_yaml
 from espnet_hra.names import PREFIX, TASK_NAME, listing
 from espnet_hra.tasks.config import read_tasks
 from espnet_hra.tasks.file import SUFFIX
@@ -56,23 +56,32 @@ class Found:
     store: TaskStore
     extra: tuple[Path, ...] = ()
 
-    def read_config(self) -> dict[str, Any]:
-        """Its configuration; within a pack, files have whole paths.
+    def read_config(self, base: str | None = None) -> dict[str, Any]:
+        """Its configuration, in which the files that it names have whole paths.
+
+        Args:
+            base: Where the frozen base is, if not where the configuration says.
 
         Raises:
             BaseModelError: It has none, or it is not readable.
         """
+        inherited = (
+            None if base is None else open_base(base).model_config(self.espnet_task)
+        )
+        return read_config(self._config_file(), inherited)
+
+    @property
+    def espnet_task(self) -> str:
+        """The ESPnet task that it is a model of. Errors as of the above."""
+        return espnet_task_of(read_yaml(self._config_file(), BaseModelError))
+
+    def _config_file(self) -> Path:
         if self.config_file is None:
             raise BaseModelError(
                 f"{self.source}: there is no config.yaml beside {self.model_file}; "
                 "give the experiment folder"
             )
-        return read_config(self.config_file)
-
-    @property
-    def espnet_task(self) -> str:
-        """The ESPnet task that it is a model of. Errors as of the above."""
-        return espnet_task_of(self.read_config())
+        return self.config_file
 
     @property
     def date(self) -> str:

@@ -100,7 +100,7 @@ def base_pack(
             raise BaseModelError(f"{large[0]} has values that 16 bits cannot hold")
     with atomic.replacing(folder / "model.pth") as file:
         torch.save(state, file)
-    config = _portable(found.read_config(), folder)
+    config = _portable(found.read_config(pretrained_model), folder)
     kind = KINDS[espnet_task_of(config)]
     _write_meta(folder, kind, found.model_file.stat().st_mtime)
     config["encoder_conf"] = {**config["encoder_conf"], "tasks": []}
