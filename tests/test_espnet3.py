@@ -263,6 +263,18 @@ def test_a_base_is_not_initialised_anew(model, base):
         initialize(model, "xavier_uniform")
 
 
+def test_a_model_without_adapter_is_trained_and_saved_whole(base, tmp_path):
+    config = yaml.safe_load((base / "config.yaml").read_text())
+    kept = ("token_list", "encoder", "encoder_conf", "model_conf")
+    section = {key: config[key] for key in kept}
+    model = get_espnet_model(TASK, section)
+    assert all(p.requires_grad for p in model.parameters())
+    assert "encoder.encoders.0.norm_mha.weight" in model.state_dict()
+    save_espnet_config(TASK, {"task": TASK, "model": section}, str(tmp_path))
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["encoder"] == "conformer" and saved["base_fingerprint"] is None
+
+
 def test_espnet3s_own_task_does_not_train_an_adapted_encoder(section, base):
     config = yaml.safe_load((base / "config.yaml").read_text())
     config["encoder"] = "hra_conformer"

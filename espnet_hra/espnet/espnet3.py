@@ -12,7 +12,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -26,7 +26,7 @@ from espnet_hra.espnet import ctc, task
 from espnet_hra.espnet.base import FILES, open_base
 from espnet_hra.espnet.model import DATA_NAME, TaskNames
 from espnet_hra.espnet.trainer import keep_adapter_only
-from espnet_hra.names import check_task_name
+from espnet_hra.names import PREFIX, check_task_name
 
 
 class HRATask(task.HRATask):
@@ -103,7 +103,7 @@ class _Configuration(dict[str, Any]):
             new = task.with_base(new)
             _check_tokens(new)
         super().update(new)
-        if "task" in new:
+        if "task" in new and self["encoder"].startswith(PREFIX):
             self._describe_base()
 
     def _describe_base(self) -> None:
@@ -116,14 +116,14 @@ class _Configuration(dict[str, Any]):
         # Recipes are copied and packed, and what they hold is in the same place then:
         # read_config looks for it from the experiment's folder upwards.
         root = os.path.abspath(self.get("recipe_dir") or os.curdir)
-        if not _below(root, self.get("exp_dir")):
+        if not _below(self.get("exp_dir"), root):
             return  # they would not be looked for there
         for *keys, last in (*FILES, ("pretrained_model",)):
             place: dict[str, Any] = self
             for key in keys:
                 place = place.get(key) or {}
             value = place.get(last)
-            if _below(root, value) and os.path.exists(value):  # and is no tag
+            if _below(value, root) and os.path.exists(value):  # and is no tag
                 place[last] = os.path.relpath(value, root)
 
 
@@ -133,7 +133,7 @@ yaml.SafeDumper.add_representer(
 )
 
 
-def _below(root: str, path: Any) -> bool:
+def _below(path: Any, root: str) -> TypeGuard[str]:
     return isinstance(path, str) and Path(os.path.abspath(path)).is_relative_to(root)
 
 
