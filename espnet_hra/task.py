@@ -1,5 +1,5 @@
-"""The ESPnet task, as ESPnet3's configurations name it: ``espnet_hra.task.HRATask``."""
+"""What ESPnet3's configurations name: the ESPnet task, and what reads tasks' names."""
 
-from espnet_hra.espnet.task import HRATask
+from espnet_hra.espnet.espnet3 import HRATask, Preprocessor, SetTask
 
-__all__ = ["HRATask"]
+__all__ = ["HRATask", "Preprocessor", "SetTask"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from espnet_hra.adapt import new_task
 from espnet_hra.data.requirements import Requirements, requirements_from_config
-from espnet_hra.errors import DataError
+from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.kinds import check_kind
 from espnet_hra.espnet.model import ADAPTER_PREFIX
@@ -140,6 +140,14 @@ def _command(
     conf["adapter_conf"] = {**(conf.get("adapter_conf") or {}), "regime": "new_task"}
     conf.pop("backbone_fingerprint", None)
     config = {key: saved[key] for key in _TRAINING if key in saved}
+    if "trainer" in saved:  # ESPnet3's, where the same keys mean other things
+        if "optim" not in options:
+            raise ConfigError(
+                f"{found.source} was trained with ESPnet3, and a new task is with "
+                "ESPnet2: give --config FILE with optim, optim_conf, max_epoch and "
+                "batch_size"
+            )
+        config = {}
     config.update(options)
     config.update(
         encoder=saved["encoder"],

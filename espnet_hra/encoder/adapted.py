@@ -35,7 +35,9 @@ OWN_KEYS = ("adapter", "adapter_conf", "tasks", "backbone_fingerprint")
 STOCK_TASK = (
     "{} trains this model, and knows nothing of a frozen base: it would stay random, "
     "or decoder and CTC would be trained as well. Give the same options to `espnet-hra "
-    "train` (python -m espnet_hra.bin.asr_train), and the base as --pretrained_model"
+    "train` (python -m espnet_hra.bin.asr_train), and the base as --pretrained_model. "
+    "With ESPnet3: task: espnet_hra.task.HRATask, and the base as pretrained_model in "
+    "the section model"
 )
 
 

@@ -231,6 +231,19 @@ class Adapting(AbsTask):
         starting.load_initial_adapter(args, model)
 
     @classmethod
+    def args_of(cls, config: Mapping[str, Any]) -> argparse.Namespace:
+        """The options that a configuration stands for, without a command line.
+
+        Args:
+            config: Of a training to be, or as a training has saved it.
+        """
+        args = cls.get_parser().parse_args(["--output_dir", "unused"])
+        if config.get("pretrained_model") and not config.get("base_fingerprint"):
+            config = with_base(config, cls.kind.name)
+        vars(args).update({**config, "encoder_conf": config.get("encoder_conf") or {}})
+        return args
+
+    @classmethod
     def build_untrained(cls, config: Mapping[str, Any]) -> torch.nn.Module:
         """The model of a configuration as training sees it, without its weights.
 
@@ -240,20 +253,8 @@ class Adapting(AbsTask):
         Raises:
             BaseModelError: The configuration's encoder is not an adapted one.
         """
-        args = cls.get_parser().parse_args(["--output_dir", "unused"])
-        inherited: dict[str, Any] = {}
-        if config.get("pretrained_model") and not config.get("base_fingerprint"):
-            inherited = open_base(config["pretrained_model"]).model_config(
-                cls.kind.name
-            )
-            inherited["encoder"] = adapted_encoder(
-                inherited.get("encoder", args.encoder)
-            )
-        conf = {
-            **_backbone_conf(inherited.pop("encoder_conf", None)),
-            **(config.get("encoder_conf") or {}),
-        }
-        vars(args).update({**inherited, **config, "encoder_conf": conf, "init": None})
+        args = cls.args_of(config)
+        args.init = None
         if not args.encoder.startswith(PREFIX):
             raise BaseModelError(
                 f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
@@ -274,17 +275,27 @@ class Adapting(AbsTask):
         """As ESPnet; the last step before training prepares the model for it."""
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
-            cls.load_initial_adapter(args, model)
-            _report_parameters(args, model)
-            if not any(p.numel() for p in model.parameters() if p.requires_grad):
-                raise ConfigError(
-                    f"adapter: {args.encoder_conf.get('adapter', 'hra')} with "
-                    f"{len(model.encoder.tasks)} tasks has no parameters: there is "
-                    "nothing to train"
-                )
+            cls.begin_training(args, model)
             # A mixed batch uses some heads only.
             args.unused_parameters = True
         return super().build_optimizers(args, model)
+
+    @classmethod
+    def begin_training(cls, args: argparse.Namespace, model: Any) -> None:
+        """Start from an earlier adapter, if one is named, and say what will be trained.
+
+        Raises:
+            BaseModelError: See :meth:`load_initial_adapter`.
+            ConfigError: There is nothing to train.
+        """
+        cls.load_initial_adapter(args, model)
+        _report_parameters(args, model)
+        if not any(p.numel() for p in model.parameters() if p.requires_grad):
+            raise ConfigError(
+                f"adapter: {args.encoder_conf.get('adapter', 'hra')} with "
+                f"{len(model.encoder.tasks)} tasks has no parameters: there is "
+                "nothing to train"
+            )
 
     @classmethod
     def build_model_from_file(
@@ -371,6 +382,28 @@ def autocast_dtype(choice: str, gpu: bool) -> torch.dtype | None:
     return torch.bfloat16 if choice == "bfloat16" else None
 
 
+def with_base(config: Mapping[str, Any], espnet_task: str = "asr") -> dict[str, Any]:
+    """A configuration with what comes along with the base that it names.
+
+    Keys of the configuration win; ``encoder_conf`` is merged key by key.
+
+    Args:
+        config: A configuration with ``pretrained_model``.
+        espnet_task: The ESPnet task that it is for.
+
+    Raises:
+        BaseModelError: There is no such base, or it is of another ESPnet task.
+    """
+    inherited = open_base(config["pretrained_model"]).model_config(espnet_task)
+    if "encoder" in inherited:
+        inherited["encoder"] = adapted_encoder(inherited["encoder"])
+    conf = {
+        **_backbone_conf(inherited.pop("encoder_conf", None)),
+        **(config.get("encoder_conf") or {}),
+    }
+    return {**inherited, **config, "encoder_conf": conf}
+
+
 def _backbone_conf(encoder_conf: dict[str, Any] | None) -> dict[str, Any]:
     """A base's `encoder_conf`; one that is adapted itself is taken for its backbone."""
     conf = dict(encoder_conf or {})
@@ -393,6 +426,8 @@ def _report_parameters(args: argparse.Namespace, model: torch.nn.Module) -> None
     """Log the table of parameters and keep it beside the configuration."""
     counts = params.count(model)
     logger.info(params.table(counts))
+    if args.output_dir is None:  # ESPnet3's
+        return
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

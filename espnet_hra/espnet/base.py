@@ -116,6 +116,7 @@ _CHECKPOINTS = (
     r".*\.ave_\d+best\.pth",
     r"valid\..*\.best\.pth",
     r"latest\.pth",
+    r"last\.ckpt",
     r".*\.ckpt",
 )
 
@@ -244,6 +245,8 @@ def _from_folder(source: str, folder: Path) -> BaseModel:
     config = folder / "config.yaml"
     found = sorted(p for p in folder.glob("*.pth") if p.name != "checkpoint.pth")
     found += sorted(folder.glob("*.ckpt"))
+    # ESPnet3 leaves averages of the first epochs there: that of most is the last.
+    found.sort(key=_averaged, reverse=True)
     for pattern in _CHECKPOINTS:
         for file in found:
             if re.fullmatch(pattern, file.name) and config.is_file():
@@ -252,6 +255,12 @@ def _from_folder(source: str, folder: Path) -> BaseModel:
         f"{source}: no ESPnet model in this folder; expected meta.yaml, or config.yaml "
         "beside a checkpoint such as valid.acc.ave.pth"
     )
+
+
+def _averaged(checkpoint: Path) -> int:
+    """How many checkpoints a file says that it is the average of; 0 for others."""
+    found = re.search(r"\.ave_(\d+)best\.pth$", checkpoint.name)
+    return int(found[1]) if found else 0
 
 
 def _from_pack(source: str, files: dict[str, Any]) -> BaseModel:
@@ -405,8 +414,10 @@ def read_config(
         config["encoder"] = plain_encoder(config["encoder"])
     for folder in list(config_file.absolute().parents)[:4]:
         if (folder / "meta.yaml").is_file():
+            _find_base(config, [folder])
             return archive.resolve(config, folder)
     folders = [*config_file.absolute().parents, *config_file.resolve().parents]
+    _find_base(config, folders)
     for keys in FILES:
         place, other = config, base or {}
         for key in keys[:-1]:
@@ -423,6 +434,21 @@ def read_config(
                 )
             place[keys[-1]] = found
     return config
+
+
+def _find_base(config: dict[str, Any], folders: Sequence[Path]) -> None:
+    """Give a base that is below one of these folders its whole path.
+
+    Configurations of ESPnet3 name a base within the recipe by its place there, so that
+    it is found in a copy and in a pack as well. A tag stays as it is.
+    """
+    name = config.get("pretrained_model")
+    if not isinstance(name, str) or not archive.is_safe(name):
+        return
+    for folder in folders:
+        if (folder / name).exists():
+            config["pretrained_model"] = str(folder / name)
+            return
 
 
 #: What a configuration may have in the place of a file.

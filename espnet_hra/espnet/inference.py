@@ -38,7 +38,7 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
     def __call__(
         self,
         speech: Wave | Sequence[Wave],
-        utt2task: Wave | Sequence[Wave] | None = None,
+        utt2task: str | Wave | Sequence[str | Wave] | None = None,
         *,
         task: None | str | Sequence[str] = None,
     ) -> Any:
@@ -46,8 +46,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
 
         Args:
             speech: Samples, shape (samples,), or a list of such.
-            utt2task: The utterance's task as the data loader gives it, shape
-                (characters,), or a list with one for each.
+            utt2task: The utterance's task, its name (as of ESPnet3's data) or as
+                ESPnet2's data loader gives it, shape (characters,); or a list with
+                one for each.
             task: The task of this call, or one per utterance; otherwise (None) the one
                 that was set.
 

@@ -76,12 +76,14 @@ def out_of_memory(error: Exception) -> bool:
     return is_out_of_memory_error(error) or "can't allocate memory" in str(error)
 
 
-def named(utt2task: Wave | Sequence[Wave]) -> str | list[str]:
-    """The names in arrays as the data loader gives them.
+def named(utt2task: str | Wave | Sequence[str | Wave]) -> str | list[str]:
+    """The names in arrays as the data loader gives them, or as they are.
 
     Raises:
         TaskError: They are none.
     """
+    if isinstance(utt2task, str):
+        return utt2task
     if isinstance(utt2task, list | tuple):
         return [str(named(one)) for one in utt2task]
     try:

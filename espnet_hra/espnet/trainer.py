@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from espnet2.train import trainer as espnet_trainer
 from espnet2.train.reporter import Reporter
+from torch.utils.hooks import RemovableHandle
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.stepping import used_only
@@ -103,25 +104,37 @@ def adapter_only_state(model: torch.nn.Module) -> Iterator[None]:
     ``load_state_dict`` stays strict about the adapter and does not miss the base,
     which was loaded and verified when the model was built.
     """
-
-    def trim(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for key in [k for k in state if not k.startswith(ADAPTER_PREFIX)]:
-            del state[key]
-
-    def forgive(module: Any, incompatible: Any) -> None:
-        incompatible.missing_keys[:] = [
-            key for key in incompatible.missing_keys if key.startswith(ADAPTER_PREFIX)
-        ]
-
-    hooks = [
-        model.register_state_dict_post_hook(trim),
-        model.register_load_state_dict_post_hook(forgive),
-    ]
+    hooks = keep_adapter_only(model)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def keep_adapter_only(model: torch.nn.Module) -> list[RemovableHandle]:
+    """From now on ``model.state_dict()`` is as in :func:`adapter_only_state`.
+
+    Returns:
+        What ends it.
+    """
+    return [
+        model.register_state_dict_post_hook(_trim),
+        model.register_load_state_dict_post_hook(_forgive),
+    ]
+
+
+# Functions of the module, so that a model that has them can be pickled.
+def _trim(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in [k for k in state if not k.startswith(prefix + ADAPTER_PREFIX)]:
+        if key.startswith(prefix):
+            del state[key]
+
+
+def _forgive(module: Any, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [
+        key for key in incompatible.missing_keys if key.startswith(ADAPTER_PREFIX)
+    ]
 
 
 def average_nbest_adapters(

@@ -56,6 +56,16 @@ _LOCAL_LISTS = (
     "valid_shape_file",
     "init_param",
 )
+#: Sections of ESPnet3 that say where data is and how the training runs.
+_LOCAL_SECTIONS = (
+    "create_dataset",
+    "dataloader",
+    "dataset",
+    "dataset_dir",
+    "parallel",
+    "tokenizer",
+    "trainer",
+)
 _LOCAL_VALUES = ("config", "output_dir", "pretrained_model", "init_adapter")
 
 
@@ -156,6 +166,8 @@ def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key in _LOCAL_LISTS:
         if key in config:
             config[key] = []
+    for key in _LOCAL_SECTIONS:
+        config.pop(key, None)
     for key, value in config.items():
         local = isinstance(value, str) and os.path.isabs(value)
         if key in _LOCAL_VALUES or key.startswith("wandb_") or local:
