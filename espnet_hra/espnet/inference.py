@@ -18,7 +18,7 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
-from espnet_hra.errors import DataError, TaskError
+from espnet_hra.errors import ConfigError, DataError, TaskError
 from espnet_hra.espnet.inputs import (
     Wave,
     as_wave,
@@ -27,9 +27,11 @@ from espnet_hra.espnet.inputs import (
     out_of_memory,
 )
 from espnet_hra.espnet.model import decode_names
-from espnet_hra.espnet.models import Found, find_model, find_tasks
+from espnet_hra.espnet.models import Found, find_model, find_tasks, opened
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import HRATask
+from espnet_hra.espnet.whisper import without_weights
+from espnet_hra.espnet.whisper_reader import WhisperReader, reads_with_whisper
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
@@ -81,6 +83,8 @@ class Speech2Text(asr_inference.Speech2Text):
             were used last; by default as many as take 256 MiB. See
             ``AdaptedEncoder.attach_store``.
         ready: A model that is there already and its configuration, in place of files.
+        language: Of a Whisper, the language of all utterances (a code such as ``fr``);
+            by default that of each one's task, or else the one that it hears.
         **kwargs: As for ESPnet's ``Speech2Text``.
 
     Examples:
@@ -104,13 +108,25 @@ class Speech2Text(asr_inference.Speech2Text):
         store: TaskStore | None = None,
         max_loaded_tasks: int | None = None,
         ready: Built | None = None,
+        language: str | None = None,
         **kwargs: Any,
     ):
+        if ready is not None:
+            config = vars(ready[1])
+        else:
+            asr_train_config, asr_model_file, config = opened(
+                asr_train_config, asr_model_file
+            )
+        whisper = reads_with_whisper(config)
+        if whisper:  # greedy, unless a beam is asked for
+            kwargs = {"beam_size": 1, **kwargs}
+            if (config.get("model_conf") or {}).get("ctc_weight") == 0.0:
+                kwargs["ctc_weight"] = 0.0
         if ctc_greedy:
             # The beam is not used; the smallest keeps ESPnet's constructor content.
             kwargs = {**kwargs, "beam_size": 1}
         builder = _Builder(pretrained_model, ready)
-        with standing_in(asr_inference, ASRTask=builder):
+        with standing_in(asr_inference, ASRTask=builder), without_weights(config):
             super().__init__(asr_train_config, asr_model_file, *args, **kwargs)
         if ctc_greedy:
             check_greedy(self.asr_model)
@@ -118,6 +134,14 @@ class Speech2Text(asr_inference.Speech2Text):
         if store is None and asr_model_file is not None:
             store = TaskStore(Path(asr_model_file).parent / FOLDER)
         self.store = store
+        self._whisper: WhisperReader | None = None
+        if whisper and not ctc_greedy:
+            self._whisper = WhisperReader(self, language, kwargs["beam_size"] > 1)
+        elif language is not None:
+            raise ConfigError(
+                f"language {language!r}: only Whisper's decoder is told the language; "
+                "leave it out"
+            )
         self._sources: dict[str, str] = {}
         if self._heads is not None and store is not None:
             encoder = self.asr_model.encoder
@@ -285,7 +309,7 @@ class Speech2Text(asr_inference.Speech2Text):
             return self.batch_decode(speech)
         wave = as_wave(speech)
         with self._request(None, None):
-            if self.ctc_greedy:
+            if self._at_once is not None:
                 waves: list[Any] = [wave]
                 return self.batch_decode(waves)[0]
             return super().__call__(wave)
@@ -321,11 +345,18 @@ class Speech2Text(asr_inference.Speech2Text):
             lengths = torch.as_tensor(speech_lengths).tolist()
             waves = [as_wave(w[:n]) for w, n in zip(speech, lengths)]
         with self._request(utt2task, utt2task_lengths) as choice:
-            if self.ctc_greedy:
-                return self._split_if_too_large(self._greedy, waves, choice)
+            if self._at_once is not None:
+                return self._split_if_too_large(self._at_once, waves, choice)
             if choice is None or isinstance(choice, str):
                 return super().batch_decode(waves)  # one task: nothing to mix up
             return self._split_if_too_large(self._search, waves, choice)
+
+    @property
+    def _at_once(self) -> Callable[[list[torch.Tensor]], list[NBest]] | None:
+        """What decodes a batch without ESPnet's loop over it; None for that."""
+        if self.ctc_greedy:
+            return self._greedy
+        return None if self._whisper is None else self._whisper.read
 
     @contextlib.contextmanager
     def _request(

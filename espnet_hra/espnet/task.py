@@ -20,7 +20,7 @@ from espnet2.utils.types import str2bool, str_or_none
 from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
-from espnet_hra.espnet import ctc, params, registry, starting
+from espnet_hra.espnet import ctc, params, prompts, registry, starting
 from espnet_hra.espnet.base import open_base, read_config, token_hash
 from espnet_hra.espnet.checking import (
     check_data,
@@ -38,6 +38,7 @@ from espnet_hra.espnet.model import (
 )
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.trainer import AdapterTrainer
+from espnet_hra.espnet.whisper import without_weights
 from espnet_hra.files import atomic
 from espnet_hra.files.checkpoint import beginning, differences, read_state
 from espnet_hra.names import PREFIX, adapted_encoder
@@ -102,6 +103,7 @@ class HRATask(ASRTask):
             default=True,
             help="Check all audio, transcripts and tasks before training",
         )
+        prompts.add_arguments(group)
         add_skip_bad(group)
 
     @classmethod
@@ -139,6 +141,7 @@ class HRATask(ASRTask):
         check_options(args)
         if not (args.collect_stats or args.dry_run or args.print_config):
             if args.encoder.startswith(PREFIX):
+                prompts.check_languages(args)
                 starting.base_source(
                     args
                 )  # to hear of a missing one before audio is read
@@ -162,8 +165,10 @@ class HRATask(ASRTask):
     def build_preprocess_fn(
         cls, args: argparse.Namespace, train: bool
     ) -> Callable[[str, dict[str, Any]], dict[str, Any]] | None:
-        """ASRTask's, and task names as arrays."""
-        return TaskNames(super().build_preprocess_fn(args, train))
+        """ASRTask's, task names as arrays, and what texts begin with."""
+        with without_weights(vars(args)):
+            own = super().build_preprocess_fn(args, train)
+        return prompts.prompting(TaskNames(own), vars(args))
 
     # --------------------------------------------------------------------- model
 
@@ -205,7 +210,10 @@ class HRATask(ASRTask):
     @classmethod
     def _build_task_aware(cls, args: argparse.Namespace) -> Any:
         """ASRTask's model, of the task-aware counterpart of its class."""
-        with standing_in(asr, model_choices=_TaskAwareModels):
+        with (
+            standing_in(asr, model_choices=_TaskAwareModels),
+            without_weights(vars(args)),
+        ):
             return super().build_model(args)
 
     @classmethod
@@ -247,7 +255,8 @@ class HRATask(ASRTask):
                 f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
             )
         args.token_list, new_tokens = ctc.settle(args)
-        model = super().build_model(args)
+        with without_weights(vars(args)):
+            model = super().build_model(args)
         freeze_base(model)
         if new_tokens:
             ctc.extend(model, args.token_list, new_tokens)

@@ -30,6 +30,7 @@ import torch
 from espnet2 import __version__ as espnet_version
 
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet.base import named_files
 from espnet_hra.espnet.building import build
 from espnet_hra.espnet.models import (
     BASE_FORMAT,
@@ -55,9 +56,6 @@ _LOCAL_LISTS = (
     "init_param",
 )
 _LOCAL_VALUES = ("config", "output_dir", "pretrained_model", "init_adapter")
-
-#: Files that a configuration names and that go along.
-_FILES = (("bpemodel",), ("non_linguistic_symbols",), ("normalize_conf", "stats_file"))
 
 
 # --------------------------------------------------------------------------- base pack
@@ -142,18 +140,13 @@ def _open(
 
 def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A configuration without this machine's paths; files it needs are copied."""
-    for keys in _FILES:
-        place = config
-        for key in keys[:-1]:
-            place = place.get(key) or {}
-        value = place.get(keys[-1])
-        if isinstance(value, str):
-            source = Path(value)
-            if not source.is_file():
-                raise BaseModelError(f"{keys[-1]}: {value} is needed and not there")
-            (folder / "files").mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / "files" / source.name)
-            place[keys[-1]] = f"files/{source.name}"
+    for place, key in named_files(config):
+        source = Path(place[key])
+        if not source.is_file():
+            raise BaseModelError(f"{key}: {source} is needed and not there")
+        (folder / "files").mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / "files" / source.name)
+        place[key] = f"files/{source.name}"
     for key in _LOCAL_LISTS:
         if key in config:
             config[key] = []
