@@ -328,3 +328,64 @@ def test_without_openai_whisper_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "whisper", None)
     with pytest.raises(BaseModelError, match=r"pip install 'espnet-hra\[whisper\]'"):
         encoder_of()
+
+
+# ------------------------------------------------------------------------- commands
+
+
+def decoded(exp, an4, folder, *more):
+    """Texts of the test set by our program for decoding."""
+    from espnet_hra.bin import asr_inference
+
+    (model,) = exp.glob("valid.loss.best.pth")
+    cmd = ["--asr_train_config", str(exp / "config.yaml"), "--asr_model_file"]
+    cmd += [str(model), "--output_dir", str(folder), "--ngpu", "0", "--beam_size", "1"]
+    cmd += ["--data_path_and_name_and_type", f"{an4['test']}/wav.scp,speech,sound"]
+    asr_inference.main([*cmd, *more])
+    lines = (folder / "1best_recog" / "token_int").read_text().splitlines()
+    return dict(line.partition(" ")[::2] for line in lines)
+
+
+def test_decode_takes_tasks_and_languages_of_each_utterance(adapted, an4, tmp_path):
+    names = dict(
+        line.split() for line in (an4["test"] / "utt2task").read_text().splitlines()
+    )
+    (tmp_path / "utt2lang").write_text("".join(f"{u} {'en'}\n" for u in names))
+    stream = "--data_path_and_name_and_type"
+    found = decoded(
+        adapted,
+        an4,
+        tmp_path / "mixed",
+        *(stream, f"{an4['test']}/utt2task,utt2task,text"),
+        *(stream, f"{tmp_path}/utt2lang,utt2lang,text"),
+        *("--batch_size", "2"),
+    )
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(adapted), language="en")
+    longest = max(map(len, waves(an4, "test")))
+    for name, wave in zip(sorted(names), waves(an4, "test")):
+        wave = np.pad(wave, (0, longest - len(wave)))  # as in the batch
+        ids = speech2text(wave, task=names[name])[0][2]
+        assert found[name] == " ".join(map(str, ids))
+
+
+def test_transcribe_reads_with_whisper_unless_told_otherwise(adapted, an4, capsys):
+    from espnet_hra.commands import transcribe
+
+    wav = (an4["test"] / "wav.scp").read_text().split()[1]
+    args = [wav, "--model", str(adapted), "--task", "male"]
+    assert transcribe.main([*args, "--language", "fr"]) == 0
+    said = capsys.readouterr().out
+    assert transcribe.main(args) == 0  # the base's own language is French
+    assert capsys.readouterr().out == said
+    with pytest.raises(ConfigError, match="this model has no CTC"):
+        transcribe.main([*args, "--ctc_greedy", "true"])
+
+
+def test_params_counts_the_decoder_as_frozen(adapted, stock, capsys):
+    from espnet_hra.commands import params
+
+    params.main([str(adapted / "config.yaml")])
+    state = torch.load(stock / "valid.loss.best.pth", weights_only=True)
+    buffers = ("encoder.encoders.positional_embedding",)
+    frozen = sum(t.numel() for key, t in state.items() if key not in buffers)
+    assert f"{frozen:,}    100.000 %" in capsys.readouterr().out

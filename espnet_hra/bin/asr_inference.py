@@ -27,6 +27,7 @@ _OWN = (
     "ctc_greedy",
     "pretrained_model",
     "max_loaded_tasks",
+    "language",
 )
 
 
@@ -61,6 +62,14 @@ def get_parser() -> config_argparse.ArgumentParser:
         type=str_or_none,
         default=None,
         help="Where the frozen base is, if not where the saved configuration says",
+    )
+    group.add_argument(
+        "--language",
+        type=str_or_none,
+        default=None,
+        help="For Whisper, the language of all utterances (default: their task's, or "
+        "else what it hears); for one per utterance, give the data stream "
+        "--data_path_and_name_and_type PATH/utt2lang,utt2lang,text instead",
     )
     group.add_argument(
         "--max_loaded_tasks",

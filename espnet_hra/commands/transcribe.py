@@ -30,11 +30,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ctc_greedy",
         type=str2bool,
-        default=True,
         help="The best CTC symbol of each frame; false: ESPnet's beam search "
-        "(default: true)",
+        "(default: true, but for Whisper)",
     )
-    parser.add_argument("--beam_size", type=int, default=10, help="(default: 10)")
+    parser.add_argument(
+        "--beam_size", type=int, help="(default: 10; for Whisper 1, without a search)"
+    )
+    parser.add_argument(
+        "--language",
+        help="For Whisper, the language of all files, e.g. fr (default: the task's, or "
+        "else what it hears)",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="(default: 8)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     return parser
@@ -60,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     speech2text = Speech2Text.from_pretrained(
         args.model,
         task=args.task,
-        ctc_greedy=args.ctc_greedy,
+        ctc_greedy="auto" if args.ctc_greedy is None else args.ctc_greedy,
         pretrained_model=args.pretrained_model,
         device=args.device,
-        beam_size=args.beam_size,
-        ctc_weight=1.0 if args.ctc_greedy else 0.5,
+        beam_size=args.beam_size or (10 if args.ctc_greedy is False else None),
+        ctc_weight=0.5 if args.ctc_greedy is False else 1.0,
+        language=args.language,
     )
     requirements = requirements_from_config(speech2text.asr_train_args)
     rate, frames = requirements.sample_rate, requirements.frames

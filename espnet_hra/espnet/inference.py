@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from espnet2.bin import asr_inference
@@ -22,16 +22,20 @@ from espnet_hra.errors import ConfigError, DataError, TaskError
 from espnet_hra.espnet.inputs import (
     Wave,
     as_wave,
+    batch_names,
     check_greedy,
     named,
     out_of_memory,
 )
-from espnet_hra.espnet.model import decode_names
 from espnet_hra.espnet.models import Found, find_model, find_tasks, opened
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import HRATask
 from espnet_hra.espnet.whisper import without_weights
-from espnet_hra.espnet.whisper_reader import WhisperReader, reads_with_whisper
+from espnet_hra.espnet.whisper_reader import (
+    NO_LANGUAGE,
+    WhisperReader,
+    reads_with_whisper,
+)
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
@@ -75,7 +79,8 @@ class Speech2Text(asr_inference.Speech2Text):
         asr_model_file: Its checkpoint.
         task: The task to begin with, or one per utterance; see :meth:`set_task`.
         ctc_greedy: Take the best CTC symbol of each frame instead of a beam search:
-            fast, batched, without a decoder or language model.
+            fast, batched, without a decoder or language model. auto: where texts are
+            not Whisper's.
         pretrained_model: Where the frozen base is, if not where the configuration says.
         store: Task files to choose from; by default those in the folder ``tasks``
             beside the checkpoint. They go before tasks of the checkpoint.
@@ -103,7 +108,7 @@ class Speech2Text(asr_inference.Speech2Text):
         asr_model_file: Path | str | None = None,
         *args: Any,
         task: None | str | Sequence[str] = None,
-        ctc_greedy: bool = False,
+        ctc_greedy: bool | Literal["auto"] = False,
         pretrained_model: str | None = None,
         store: TaskStore | None = None,
         max_loaded_tasks: int | None = None,
@@ -118,6 +123,7 @@ class Speech2Text(asr_inference.Speech2Text):
                 asr_train_config, asr_model_file
             )
         whisper = reads_with_whisper(config)
+        ctc_greedy = not whisper if ctc_greedy == "auto" else ctc_greedy
         if whisper:  # greedy, unless a beam is asked for
             kwargs = {"beam_size": 1, **kwargs}
             if (config.get("model_conf") or {}).get("ctc_weight") == 0.0:
@@ -138,10 +144,7 @@ class Speech2Text(asr_inference.Speech2Text):
         if whisper and not ctc_greedy:
             self._whisper = WhisperReader(self, language, kwargs["beam_size"] > 1)
         elif language is not None:
-            raise ConfigError(
-                f"language {language!r}: only Whisper's decoder is told the language; "
-                "leave it out"
-            )
+            raise ConfigError(f"language {language!r}: {NO_LANGUAGE}")
         self._sources: dict[str, str] = {}
         if self._heads is not None and store is not None:
             encoder = self.asr_model.encoder
@@ -278,6 +281,7 @@ class Speech2Text(asr_inference.Speech2Text):
         self,
         speech: Wave | Sequence[Wave],
         utt2task: Wave | Sequence[Wave] | None = None,
+        utt2lang: Wave | None = None,
         *,
         task: None | str | Sequence[str] = None,
     ) -> Any:
@@ -287,6 +291,7 @@ class Speech2Text(asr_inference.Speech2Text):
             speech: Samples, shape (samples,), or a list of such.
             utt2task: The utterance's task as the data loader gives it, shape
                 (characters,), or a list with one for each.
+            utt2lang: The utterance's language likewise; for Whisper only.
             task: The task of this call, or one per utterance; otherwise (None) the one
                 that was set.
 
@@ -304,14 +309,15 @@ class Speech2Text(asr_inference.Speech2Text):
             if self._heads is None:
                 raise TaskError(f"task {task!r}: this model has no adapter")
             with self.asr_model.encoder.use_task(self._loaded(task)):
-                return self(speech)
+                return self(speech, utt2lang=utt2lang)
         if isinstance(speech, list | tuple):
             return self.batch_decode(speech)
         wave = as_wave(speech)
         with self._request(None, None):
-            if self._at_once is not None:
+            if self.ctc_greedy or self._whisper is not None:
                 waves: list[Any] = [wave]
-                return self.batch_decode(waves)[0]
+                spoken = None if utt2lang is None else torch.as_tensor(utt2lang)[None]
+                return self.batch_decode(waves, utt2lang=spoken)[0]
             return super().__call__(wave)
 
     @torch.no_grad()
@@ -321,6 +327,8 @@ class Speech2Text(asr_inference.Speech2Text):
         speech_lengths: Wave | Sequence[int] | None = None,
         utt2task: torch.Tensor | None = None,
         utt2task_lengths: torch.Tensor | None = None,
+        utt2lang: torch.Tensor | None = None,
+        utt2lang_lengths: torch.Tensor | None = None,
     ) -> list[NBest]:
         """Decode a batch; every utterance keeps its task.
 
@@ -333,6 +341,8 @@ class Speech2Text(asr_inference.Speech2Text):
             speech_lengths: Number of samples of each, for padded speech.
             utt2task: Task names as the data loader gives them, padded.
             utt2task_lengths: Their lengths.
+            utt2lang: Languages likewise; for Whisper only.
+            utt2lang_lengths: Their lengths.
 
         Returns:
             One n-best list per utterance, in the given order.
@@ -345,18 +355,18 @@ class Speech2Text(asr_inference.Speech2Text):
             lengths = torch.as_tensor(speech_lengths).tolist()
             waves = [as_wave(w[:n]) for w, n in zip(speech, lengths)]
         with self._request(utt2task, utt2task_lengths) as choice:
-            if self._at_once is not None:
-                return self._split_if_too_large(self._at_once, waves, choice)
+            if self._whisper is not None:
+                spoken = batch_names(utt2lang, utt2lang_lengths)
+                spoken = spoken or [""] * len(waves)
+                read = self._whisper.read
+                return self._split_if_too_large(read, waves, choice, spoken)
+            if utt2lang is not None:
+                raise ConfigError(f"utt2lang: {NO_LANGUAGE}")
+            if self.ctc_greedy:
+                return self._split_if_too_large(self._greedy, waves, choice)
             if choice is None or isinstance(choice, str):
                 return super().batch_decode(waves)  # one task: nothing to mix up
             return self._split_if_too_large(self._search, waves, choice)
-
-    @property
-    def _at_once(self) -> Callable[[list[torch.Tensor]], list[NBest]] | None:
-        """What decodes a batch without ESPnet's loop over it; None for that."""
-        if self.ctc_greedy:
-            return self._greedy
-        return None if self._whisper is None else self._whisper.read
 
     @contextlib.contextmanager
     def _request(
@@ -379,24 +389,26 @@ class Speech2Text(asr_inference.Speech2Text):
             yield None
             return
         encoder = self.asr_model.encoder
-        if names is None:
+        given = batch_names(names, lengths)
+        if given is None:
             choice = encoder.chosen_task
         else:
-            if lengths is None:
-                lengths = torch.full([names.size(0)], names.size(1))
-            given = self._loaded(decode_names(names, lengths))
-            choice = selection.as_choice(given, self._heads)
+            choice = selection.as_choice(self._loaded(given), self._heads)
         used = selection.distinct(choice)
         with self._heads.hold(used), selection.block(encoder, choice):
             yield choice
 
     def _split_if_too_large(
         self,
-        decode: Callable[[list[torch.Tensor]], list[NBest]],
+        decode: Callable[..., list[NBest]],
         waves: list[torch.Tensor],
         choice: selection.Choice,
+        *others: Sequence[Any],
     ) -> list[NBest]:
-        """Decode a batch, in halves if memory runs out; tasks go with utterances."""
+        """Decode a batch, in halves if memory runs out.
+
+        What belongs to an utterance goes with it: its task, and items of `others`.
+        """
         names = choice if isinstance(choice, tuple) else None
         if names is not None and len(names) != len(waves):
             raise TaskError(
@@ -405,9 +417,9 @@ class Speech2Text(asr_inference.Speech2Text):
             )
         try:
             if names is None:
-                return decode(waves)
+                return decode(waves, *others)
             with self.asr_model.encoder.use_task(names):
-                return decode(waves)
+                return decode(waves, *others)
         except Exception as e:  # only running out of memory is handled
             if not out_of_memory(e):
                 raise
@@ -421,7 +433,10 @@ class Speech2Text(asr_inference.Speech2Text):
             result
             for part in (slice(None, half), slice(half, None))
             for result in self._split_if_too_large(
-                decode, waves[part], choice if names is None else names[part]
+                decode,
+                waves[part],
+                choice if names is None else names[part],
+                *(other[part] for other in others),
             )
         ]
 

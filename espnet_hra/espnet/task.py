@@ -32,6 +32,7 @@ from espnet_hra.espnet.checking import (
 from espnet_hra.espnet.model import (
     ADAPTER_PREFIX,
     DATA_NAME,
+    LANGUAGE_NAME,
     TaskNames,
     freeze_base,
     task_aware,
@@ -158,8 +159,9 @@ class HRATask(ASRTask):
     def optional_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> tuple[str, ...]:
-        """ASRTask's, and the task of each utterance."""
-        return (*super().optional_data_names(train, inference), DATA_NAME)
+        """ASRTask's, and the task of each utterance; in decoding, its language too."""
+        own = (DATA_NAME, LANGUAGE_NAME) if inference else (DATA_NAME,)
+        return (*super().optional_data_names(train, inference), *own)
 
     @classmethod
     def build_preprocess_fn(

@@ -18,6 +18,9 @@ from espnet_hra.whisper import tokens
 
 logger = logging.getLogger(__name__)
 
+#: What others are told that are given a language.
+NO_LANGUAGE = "only Whisper's decoder is told the language; leave it out"
+
 #: Seconds that Whisper hears at once.
 _WINDOW = 30
 
@@ -76,14 +79,21 @@ class WhisperReader:
 
     # ------------------------------------------------------------------ language
 
-    def language_of(self, task: str | None) -> str | None:
-        """The language of a task's utterances; None if nothing tells it.
+    def language_of(self, task: str | None, spoken: str = "") -> str | None:
+        """The language of an utterance; None if nothing tells it.
 
-        What was asked for goes first, then the training's ``languages``, then what the
-        task's file says of itself, then the language of the model's own training.
+        What is known of the utterance itself goes first, then what was asked for, the
+        training's ``languages``, what the task's file says of itself, and last the
+        language of the model's own training.
+
+        Args:
+            task: Its task.
+            spoken: Its own language, if it is known.
         """
         if not self._multilingual:
             return None
+        if spoken:
+            return self._code(spoken)
         if self.language is not None:
             return self.language
         if task is not None and task in self._by_task:
@@ -100,11 +110,12 @@ class WhisperReader:
 
     # ------------------------------------------------------------------- reading
 
-    def read(self, waves: Sequence[torch.Tensor]) -> list[Any]:
+    def read(self, waves: Sequence[torch.Tensor], spoken: Sequence[str]) -> list[Any]:
         """Read utterances with the tasks that are chosen.
 
         Args:
             waves: Samples of each, (samples).
+            spoken: The language of each, or nothing.
 
         Returns:
             An n-best list for each.
@@ -123,7 +134,11 @@ class WhisperReader:
                 f"Recordings of more than {_WINDOW} seconds are read in windows: "
                 f"{', '.join(str(len(p)) for p in pieces if len(p) > 1)} of them"
             )
-        flat = [(wave, name) for name, own in zip(names, pieces) for wave in own]
+        flat = [
+            (wave, name, language)
+            for own, name, language in zip(pieces, names, spoken)
+            for wave in own
+        ]
         found: list[Any] = []
         together = max(_TOGETHER, len(waves))
         for start in range(0, len(flat), together):
@@ -139,26 +154,25 @@ class WhisperReader:
         silence = getattr(self._speech2text.asr_model.encoder, "pad_seconds", 0.0)
         return int((_WINDOW - silence) * RATE)
 
-    def _batch(self, pieces: Sequence[tuple[torch.Tensor, str | None]]) -> list[Any]:
-        waves = [wave for wave, _ in pieces]
-        names = [name for _, name in pieces]
-        encoder = self._speech2text.asr_model.encoder
+    def _batch(
+        self, pieces: Sequence[tuple[torch.Tensor, str | None, str]]
+    ) -> list[Any]:
+        names = [name for _, name, _ in pieces]
+        waves = [wave for wave, _, _ in pieces]
+        languages = [self.language_of(name, spoken) for _, name, spoken in pieces]
         if names[0] is None:  # no adapter, or it is switched off
-            return self._texts(waves, names)
-        with encoder.use_task(names):
-            return self._texts(waves, names)
+            return self._texts(waves, languages)
+        with self._speech2text.asr_model.encoder.use_task(names):
+            return self._texts(waves, languages)
 
     def _texts(
-        self, waves: list[torch.Tensor], names: Sequence[str | None]
+        self, waves: list[torch.Tensor], languages: Sequence[str | None]
     ) -> list[Any]:
         memory, _ = self._speech2text._encode(waves)
         model = self._speech2text.asr_model
-        prompts = self._prompts(memory, names)
+        prompts = self._prompts(memory, languages)
         if self._beam:
-            return [
-                self._search(memory[i : i + 1], names[i], prompts[i])
-                for i in range(len(waves))
-            ]
+            return [self._search(one, prompt) for one, prompt in zip(memory, prompts)]
         texts = decoding.greedy(
             model.decoder,
             memory,
@@ -173,10 +187,10 @@ class WhisperReader:
         ]
 
     def _prompts(
-        self, memory: torch.Tensor, names: Sequence[str | None]
+        self, memory: torch.Tensor, given: Sequence[str | None]
     ) -> list[tuple[int, ...]]:
         """What each text begins with; languages that nobody tells are heard."""
-        languages = [self.language_of(name) for name in names]
+        languages = list(given)
         silent = [i for i, code in enumerate(languages) if code is None]
         if silent and self._multilingual:
             codes = tokens.codes(self._sizes.num_languages)
@@ -206,16 +220,12 @@ class WhisperReader:
             hypothesis,
         )
 
-    def _search(
-        self, memory: torch.Tensor, name: str | None, prompt: Sequence[int]
-    ) -> Any:
+    def _search(self, memory: torch.Tensor, prompt: Sequence[int]) -> Any:
         """ESPnet's beam search on one utterance."""
         speech2text = self._speech2text
         with self._searching:
             speech2text.beam_search.set_hyp_primer(list(prompt))
-            found = asr_inference.Speech2Text._decode_single_sample(
-                speech2text, memory[0]
-            )
+            found = asr_inference.Speech2Text._decode_single_sample(speech2text, memory)
         return [
             (text.strip(), words, [i for i in ids if i not in prompt], hypothesis)
             for text, words, ids, hypothesis in found
