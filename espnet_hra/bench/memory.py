@@ -23,6 +23,7 @@ import torch
 from espnet_hra.bench.backbones import Backbone
 from espnet_hra.bench.variants import Subject, Variant, import_peft
 from espnet_hra.errors import UserError
+from espnet_hra.files.machine import available_memory
 
 MIB = 2**20
 
@@ -169,5 +170,4 @@ def available(device: torch.device) -> int:
     """Bytes that can still be taken."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    found = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
-    return 1024 * int(found[1]) if found else 0
+    return available_memory()

@@ -28,6 +28,7 @@ _OWN = (
     "ctc_greedy",
     "pretrained_model",
     "max_loaded_tasks",
+    "language",
 )
 
 
@@ -106,6 +107,15 @@ def get_parser(kind: Kind) -> tuple[config_argparse.ArgumentParser, list[str]]:
         default=None,
         help="Where the frozen base is, if not where the saved configuration says",
     )
+    if kind.name == "asr":
+        group.add_argument(
+            "--language",
+            type=str_or_none,
+            default=None,
+            help="For Whisper, the language of all utterances (default: their task's, "
+            "or else what it hears); for one per utterance, give the data stream "
+            "--data_path_and_name_and_type PATH/utt2lang,utt2lang,text instead",
+        )
     group.add_argument(
         "--max_loaded_tasks",
         type=int_or_none,
@@ -113,7 +123,8 @@ def get_parser(kind: Kind) -> tuple[config_argparse.ArgumentParser, list[str]]:
         help="Most tasks of the folder beside the model that are kept in memory "
         "(default: as many as take 256 MiB)",
     )
-    return parser, [name for name in _OWN if name not in stock]
+    ours = {action.dest for action in parser._actions} - stock
+    return parser, [name for name in _OWN if name in ours]
 
 
 class _Opener:

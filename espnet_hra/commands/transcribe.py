@@ -30,16 +30,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ctc_greedy",
         type=str2bool,
-        default=True,
         help="The best CTC symbol of each frame; false: ESPnet's beam search "
-        "(default: true)",
+        "(default: true, but for Whisper)",
     )
     parser.add_argument(
-        "--lang_sym",
-        help="Language of the speech, for models of s2t, e.g. fra (default: the model "
-        "finds out, or eng)",
+        "--language",
+        help="Language of the speech, for models that are told: e.g. fr for Whisper "
+        "(default: the task's, or else what it hears), fra for models of s2t",
     )
-    parser.add_argument("--beam_size", type=int, default=10, help="(default: 10)")
+    parser.add_argument(
+        "--beam_size", type=int, help="(default: 10; for Whisper 1, without a search)"
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="(default: 8)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     return parser
@@ -65,13 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     speech2text = Speech2Text.from_pretrained(
         args.model,
         task=args.task,
-        ctc_greedy=args.ctc_greedy,
+        ctc_greedy="auto" if args.ctc_greedy is None else args.ctc_greedy,
         pretrained_model=args.pretrained_model,
         device=args.device,
-        beam_size=args.beam_size,
-        **({"ctc_weight": 1.0} if args.ctc_greedy else {}),
+        beam_size=args.beam_size or (10 if args.ctc_greedy is False else None),
     )
-    speech2text.set_language(args.lang_sym)
+    speech2text.set_language(args.language)
     requirements = requirements_from_config(speech2text.train_args)
     rate, frames = requirements.sample_rate, requirements.frames
     failed = False

@@ -22,7 +22,7 @@ from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.encoder import attention_decoder
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
-from espnet_hra.espnet import ctc, params, registry, starting
+from espnet_hra.espnet import ctc, params, prompts, registry, starting
 from espnet_hra.espnet.base import open_base, read_config, token_hash
 from espnet_hra.espnet.checking import (
     check_data,
@@ -35,12 +35,14 @@ from espnet_hra.espnet.kinds import Kind, check_kind
 from espnet_hra.espnet.model import (
     ADAPTER_PREFIX,
     DATA_NAME,
+    LANGUAGE_NAME,
     TaskNames,
     freeze_base,
     task_aware,
 )
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.trainer import AdapterTrainer
+from espnet_hra.espnet.whisper import without_weights
 from espnet_hra.files import atomic
 from espnet_hra.files.checkpoint import beginning, differences, read_state
 from espnet_hra.names import PREFIX, adapted_encoder
@@ -108,6 +110,7 @@ class Adapting(AbsTask):
             default=True,
             help="Check all audio, transcripts and tasks before training",
         )
+        prompts.add_arguments(group)
         add_skip_bad(group)
 
     @classmethod
@@ -145,6 +148,7 @@ class Adapting(AbsTask):
         check_options(args)
         if not (args.collect_stats or args.dry_run or args.print_config):
             if args.encoder.startswith(PREFIX):
+                prompts.check_languages(args)
                 starting.base_source(
                     args
                 )  # to hear of a missing one before audio is read
@@ -161,15 +165,18 @@ class Adapting(AbsTask):
     def optional_data_names(
         cls, train: bool = True, inference: bool = False
     ) -> tuple[str, ...]:
-        """ESPnet's, and the task of each utterance."""
-        return (*super().optional_data_names(train, inference), DATA_NAME)
+        """ESPnet's, and the task of each utterance; in decoding, its language too."""
+        own = (DATA_NAME, LANGUAGE_NAME) if inference else (DATA_NAME,)
+        return (*super().optional_data_names(train, inference), *own)
 
     @classmethod
     def build_preprocess_fn(
         cls, args: argparse.Namespace, train: bool
     ) -> Callable[[str, dict[str, Any]], dict[str, Any]] | None:
-        """ESPnet's, and task names as arrays."""
-        return TaskNames(super().build_preprocess_fn(args, train))
+        """ESPnet's, task names as arrays, and what texts begin with."""
+        with without_weights(vars(args)):
+            own = super().build_preprocess_fn(args, train)
+        return prompts.prompting(TaskNames(own), vars(args))
 
     # --------------------------------------------------------------------- model
 
@@ -215,7 +222,10 @@ class Adapting(AbsTask):
         holder = import_module(cls.kind.module)
         models = getattr(holder, cls.kind.model)
         aware = task_aware if isinstance(models, type) else _TaskAwareModels
-        with standing_in(holder, **{cls.kind.model: aware(models)}):
+        with (
+            standing_in(holder, **{cls.kind.model: aware(models)}),
+            without_weights(vars(args)),
+        ):
             return super().build_model(args)
 
     @classmethod
@@ -260,7 +270,8 @@ class Adapting(AbsTask):
                 f"encoder: {args.encoder} has no adapter; write {PREFIX}{args.encoder}"
             )
         args.token_list, new_tokens = ctc.settle(args)
-        model = super().build_model(args)
+        with without_weights(vars(args)):
+            model = super().build_model(args)
         freeze_base(model)
         if new_tokens:
             ctc.extend(model, args.token_list, new_tokens)

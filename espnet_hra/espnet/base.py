@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from espnet_hra.names import (
     plain_encoder,
 )
 from espnet_hra.tasks.fingerprint import fingerprint
+from espnet_hra.whisper.folder import is_whisper, open_folder
+from espnet_hra.whisper.folder import whole_name as whole_whisper
 
 #: Keys of an ESPnet configuration that describe the model and its tokens: these come
 #: along with a base. Everything else (data, optimisation) is the adaptation's own.
@@ -46,6 +48,7 @@ MODEL_KEYS = (
     "use_preprocessor",
     "preprocessor",
     "preprocessor_conf",
+    "text_prefix",
     "speech_volume_normalize",
     "frontend",
     "frontend_conf",
@@ -179,13 +182,15 @@ def open_base(source: str, cache: str | None = None) -> BaseModel:
 
     Args:
         source: A checkpoint (``.pth``, or Lightning's ``.ckpt``), an experiment folder
-            or unpacked pack, a zip of ``espnet2.bin.pack``, or a tag of the model zoo
-            or the Hugging Face hub.
+            or unpacked pack, a zip of ``espnet2.bin.pack``, a tag of the model zoo or
+            the Hugging Face hub, or a Whisper: ``whisper:NAME`` or ``whisper:PATH``.
         cache: Folder for unpacked and downloaded packs; None for the model zoo's own.
 
     Raises:
         BaseModelError: There is no such base, or it is incomplete.
     """
+    if is_whisper(source):
+        return _from_folder(source, open_folder(source, _cache(cache)))
     path = Path(source).expanduser()
     if path.suffix in (".pth", ".ckpt") and path.is_file():
         config = path.parent / "config.yaml"
@@ -203,6 +208,14 @@ def open_base(source: str, cache: str | None = None) -> BaseModel:
     if isinstance(found, Path):
         return _from_folder(source, found)
     return _from_pack(source, found)
+
+
+def whole_name(source: str) -> str:
+    """A base's name that is the same from every folder: paths become whole."""
+    if is_whisper(source):
+        return whole_whisper(source)
+    local = Path(source).expanduser()
+    return str(local.resolve()) if local.exists() else source
 
 
 def check_adaptable(base: BaseModel) -> None:
@@ -291,8 +304,11 @@ def _unpack(path: Path, cache: str | None) -> Path:
             f"{path}: neither a zip nor a checkpoint (.pth); a base is an ESPnet pack, "
             "an experiment folder, a checkpoint, or a tag of the model zoo"
         )
-    root = Path(cache) if cache else Path.home() / ".cache" / "espnet_hra"
-    return archive.unpack(path, root)
+    return archive.unpack(path, _cache(cache))
+
+
+def _cache(given: str | None) -> Path:
+    return Path(given) if given else Path.home() / ".cache" / "espnet_hra"
 
 
 def _download(tag: str, cache: str | None) -> Path | dict[str, Any]:
@@ -418,22 +434,28 @@ def read_config(
             return archive.resolve(config, folder)
     folders = [*config_file.absolute().parents, *config_file.resolve().parents]
     _find_base(config, folders)
-    for keys in FILES:
-        place, other = config, base or {}
-        for key in keys[:-1]:
-            place, other = place.get(key) or {}, other.get(key) or {}
-        value, instead = place.get(keys[-1]), other.get(keys[-1])
-        if isinstance(value, str) and value not in _WORDS:
-            found = _find_file(value, (*folders, Path.cwd())) or instead
-            if found is None:
-                raise BaseModelError(
-                    f"{config_file} names {value}, which is neither there nor in a "
-                    "folder above it: put the file back, give the model's pack (.zip), "
-                    "which has it inside, or say with --pretrained_model (in Python, "
-                    "pretrained_model=) where the base is now"
-                )
-            place[keys[-1]] = found
+    others = {key: place[key] for place, key in named_files(base or {})}
+    for place, key in named_files(config):
+        found = _find_file(place[key], (*folders, Path.cwd())) or others.get(key)
+        if found is None:
+            raise BaseModelError(
+                f"{config_file} names {place[key]}, which is neither there nor in a "
+                "folder above it: put the file back, give the model's pack (.zip), "
+                "which has it inside, or say with --pretrained_model (in Python, "
+                "pretrained_model=) where the base is now"
+            )
+        place[key] = found
     return config
+
+
+def named_files(config: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
+    """Where a configuration names files: the mapping, and the key in it."""
+    for *outer, last in FILES:
+        place: Any = config
+        for key in outer:
+            place = place.get(key) or {}
+        if isinstance(place.get(last), str) and place[last] not in _WORDS:
+            yield place, last
 
 
 def _find_base(config: dict[str, Any], folders: Sequence[Path]) -> None:

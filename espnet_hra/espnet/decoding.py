@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from espnet2.legacy.nets.beam_search import Hypothesis
@@ -19,9 +19,8 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError, TaskError
-from espnet_hra.espnet.inputs import check_greedy
+from espnet_hra.espnet.inputs import batch_names, check_greedy
 from espnet_hra.espnet.kinds import KINDS, adaptable
-from espnet_hra.espnet.model import decode_names
 from espnet_hra.espnet.models import Found, find_model, find_tasks
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import espnet_task
@@ -33,6 +32,12 @@ from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
 NBest = list[tuple[Any, ...]]
 #: A model and its configuration.
 Built = tuple[torch.nn.Module, argparse.Namespace]
+
+#: What others are told that are given a language.
+NO_LANGUAGE = (
+    "only Whisper and models of the ESPnet tasks s2t and s2t_ctc are told a language; "
+    "leave it out"
+)
 
 #: Two threads may choose the same file or pack, which is loaded once.
 _loading = threading.RLock()
@@ -68,6 +73,7 @@ class Decoding:
         *args: As for ESPnet's class, configuration and checkpoint first.
         task: The task to begin with, or one per utterance; see :meth:`set_task`.
         ctc_greedy: Take the best CTC symbol of each frame instead of a beam search.
+            auto: where texts are not Whisper's.
         pretrained_model: Where the frozen base is, if not where the configuration says.
         store: Task files to choose from; by default those in the folder ``tasks``
             beside the checkpoint. They go before tasks of the checkpoint.
@@ -97,7 +103,7 @@ class Decoding:
         self,
         *args: Any,
         task: None | str | Sequence[str] = None,
-        ctc_greedy: bool = False,
+        ctc_greedy: bool | Literal["auto"] = False,
         pretrained_model: str | None = None,
         store: TaskStore | None = None,
         max_loaded_tasks: int | None = None,
@@ -115,7 +121,7 @@ class Decoding:
             super().__init__(*args, **kwargs)
         if ctc_greedy:
             check_greedy(self.model, self.ctc_name)
-        self.ctc_greedy = ctc_greedy
+        self.ctc_greedy = bool(ctc_greedy)
         model_file = args[1] if len(args) > 1 else kwargs.get(self._kind().files[1])
         if store is None and model_file is not None:
             store = TaskStore(Path(model_file).parent / FOLDER)
@@ -292,13 +298,11 @@ class Decoding:
             yield None
             return
         encoder = self.model.encoder
-        if names is None:
+        given = batch_names(names, lengths)
+        if given is None:
             choice = encoder.chosen_task
         else:
-            if lengths is None:
-                lengths = torch.full([names.size(0)], names.size(1))
-            given = self._loaded(decode_names(names, lengths))
-            choice = selection.as_choice(given, self._heads)
+            choice = selection.as_choice(self._loaded(given), self._heads)
         used = selection.distinct(choice)
         with self._heads.hold(used), selection.block(encoder, choice):
             yield choice
@@ -307,16 +311,14 @@ class Decoding:
         """Say which language is spoken, to models that are told.
 
         Args:
-            tag: ESPnet's tag of it, e.g. ``fra``; None for what the model does then.
+            tag: A code such as ``fr`` for Whisper, or ESPnet's tag such as ``fra``;
+                None for what the model does without.
 
         Raises:
             ConfigError: The model is not told, or has no such tag.
         """
         if tag is not None:
-            raise ConfigError(
-                f"lang_sym: {tag}: only models of the ESPnet tasks s2t and s2t_ctc are "
-                "told a language; leave it out"
-            )
+            raise ConfigError(f"language {tag!r}: {NO_LANGUAGE}")
 
     @staticmethod
     def text_of(nbest: NBest) -> str:

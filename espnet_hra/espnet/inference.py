@@ -1,15 +1,26 @@
 """Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from espnet2.bin import asr_inference
 
 from espnet_hra.encoder import selection
-from espnet_hra.errors import DataError, TaskError
-from espnet_hra.espnet.decoding import Decoding, NBest
-from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, named, out_of_memory
+from espnet_hra.errors import ConfigError, DataError, TaskError
+from espnet_hra.espnet.decoding import NO_LANGUAGE, Decoding, NBest
+from espnet_hra.espnet.inputs import (
+    Wave,
+    as_wave,
+    as_waves,
+    batch_names,
+    named,
+    out_of_memory,
+)
+from espnet_hra.espnet.models import opened
+from espnet_hra.espnet.whisper import without_weights
+from espnet_hra.espnet.whisper_reader import WhisperReader, reads_with_whisper
 
 
 class Speech2Text(Decoding, asr_inference.Speech2Text):
@@ -18,6 +29,10 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
     Args:
         asr_train_config: Saved configuration of the adaptation.
         asr_model_file: Its checkpoint.
+        ctc_greedy: Take the best CTC symbol of each frame instead of a beam search;
+            auto: where texts are not Whisper's.
+        language: Of a Whisper, the language of all utterances (a code such as ``fr``);
+            by default that of each one's task, or else the one that it hears.
         **kwargs: `task` and others, see :class:`espnet_hra.espnet.decoding.Decoding`;
             `ctc_greedy` is fast, batched, and needs no decoder or language model. And
             as for ESPnet's ``Speech2Text``.
@@ -34,11 +49,49 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
 
     built_by = {("espnet2.bin.asr_inference", "ASRTask"): "asr"}
 
+    def __init__(
+        self,
+        asr_train_config: Path | str | None = None,
+        asr_model_file: Path | str | None = None,
+        *args: Any,
+        ctc_greedy: bool | Literal["auto"] = False,
+        language: str | None = None,
+        **kwargs: Any,
+    ):
+        if kwargs.get("ready") is not None:
+            config = vars(kwargs["ready"][1])
+        else:
+            asr_train_config, asr_model_file, config = opened(
+                asr_train_config, asr_model_file
+            )
+        whisper = reads_with_whisper(config)
+        ctc_greedy = not whisper if ctc_greedy == "auto" else ctc_greedy
+        if whisper:  # greedy, unless a beam is asked for
+            kwargs = {"beam_size": 1, **kwargs}
+            if (config.get("model_conf") or {}).get("ctc_weight") == 0.0:
+                kwargs["ctc_weight"] = 0.0
+        with without_weights(config):
+            super().__init__(
+                asr_train_config, asr_model_file, *args, ctc_greedy=ctc_greedy, **kwargs
+            )
+        self._whisper: WhisperReader | None = None
+        if whisper and not ctc_greedy:
+            self._whisper = WhisperReader(self, language, kwargs["beam_size"] > 1)
+        elif language is not None:
+            super().set_language(language)
+
+    def set_language(self, tag: str | None) -> None:
+        if self._whisper is None:
+            super().set_language(tag)
+        else:
+            self._whisper.set_language(tag)
+
     @torch.no_grad()
     def __call__(
         self,
         speech: Wave | Sequence[Wave],
         utt2task: str | Wave | Sequence[str | Wave] | None = None,
+        utt2lang: Wave | None = None,
         *,
         task: None | str | Sequence[str] = None,
     ) -> Any:
@@ -49,6 +102,8 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             utt2task: The utterance's task, its name (as of ESPnet3's data) or as
                 ESPnet2's data loader gives it, shape (characters,); or a list with
                 one for each.
+            utt2lang: The utterance's language as the data loader gives it; for Whisper
+                only.
             task: The task of this call, or one per utterance; otherwise (None) the one
                 that was set.
 
@@ -66,14 +121,15 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             if self._heads is None:
                 raise TaskError(f"task {task!r}: this model has no adapter")
             with self.asr_model.encoder.use_task(self._loaded(task)):
-                return self(speech)
+                return self(speech, utt2lang=utt2lang)
         if isinstance(speech, list | tuple):
             return self.batch_decode(speech)
         wave = as_wave(speech)
         with self._request(None, None):
-            if self.ctc_greedy:
+            if self.ctc_greedy or self._whisper is not None:
                 waves: list[Any] = [wave]
-                return self.batch_decode(waves)[0]
+                spoken = None if utt2lang is None else torch.as_tensor(utt2lang)[None]
+                return self.batch_decode(waves, utt2lang=spoken)[0]
             return super().__call__(wave)
 
     @torch.no_grad()
@@ -83,6 +139,8 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
         speech_lengths: Wave | Sequence[int] | None = None,
         utt2task: torch.Tensor | None = None,
         utt2task_lengths: torch.Tensor | None = None,
+        utt2lang: torch.Tensor | None = None,
+        utt2lang_lengths: torch.Tensor | None = None,
     ) -> list[NBest]:
         """Decode a batch; every utterance keeps its task.
 
@@ -95,12 +153,21 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             speech_lengths: Number of samples of each, for padded speech.
             utt2task: Task names as the data loader gives them, padded.
             utt2task_lengths: Their lengths.
+            utt2lang: Languages likewise; for Whisper only.
+            utt2lang_lengths: Their lengths.
 
         Returns:
             One n-best list per utterance, in the given order.
         """
         waves = as_waves(speech, speech_lengths)
         with self._request(utt2task, utt2task_lengths) as choice:
+            if self._whisper is not None:
+                spoken = batch_names(utt2lang, utt2lang_lengths)
+                spoken = spoken or [""] * len(waves)
+                read = self._whisper.read
+                return self._split_if_too_large(read, waves, choice, spoken)
+            if utt2lang is not None:
+                raise ConfigError(f"utt2lang: {NO_LANGUAGE}")
             if self.ctc_greedy:
                 return self._split_if_too_large(self._greedy, waves, choice)
             if choice is None or isinstance(choice, str):
@@ -109,11 +176,15 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
 
     def _split_if_too_large(
         self,
-        decode: Callable[[list[torch.Tensor]], list[NBest]],
+        decode: Callable[..., list[NBest]],
         waves: list[torch.Tensor],
         choice: selection.Choice,
+        *others: Sequence[Any],
     ) -> list[NBest]:
-        """Decode a batch, in halves if memory runs out; tasks go with utterances."""
+        """Decode a batch, in halves if memory runs out.
+
+        What belongs to an utterance goes with it: its task, and items of `others`.
+        """
         names = choice if isinstance(choice, tuple) else None
         if names is not None and len(names) != len(waves):
             raise TaskError(
@@ -122,9 +193,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             )
         try:
             if names is None:
-                return decode(waves)
+                return decode(waves, *others)
             with self.asr_model.encoder.use_task(names):
-                return decode(waves)
+                return decode(waves, *others)
         except Exception as e:  # only running out of memory is handled
             if not out_of_memory(e):
                 raise
@@ -138,7 +209,10 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             result
             for part in (slice(None, half), slice(half, None))
             for result in self._split_if_too_large(
-                decode, waves[part], choice if names is None else names[part]
+                decode,
+                waves[part],
+                choice if names is None else names[part],
+                *(other[part] for other in others),
             )
         ]
 

@@ -95,3 +95,19 @@ def named(utt2task: str | Wave | Sequence[str | Wave]) -> str | list[str]:
             f"utt2task: {utt2task!r} is no task as a data loader gives it ({e}); give "
             "task=NAME, or one name per utterance"
         ) from e
+
+
+def batch_names(
+    names: torch.Tensor | None, lengths: torch.Tensor | None
+) -> list[str] | None:
+    """The names in a padded batch as the data loader gives it; None for none.
+
+    Args:
+        names: (b, characters).
+        lengths: (b).
+    """
+    if names is None:
+        return None
+    if lengths is None:
+        lengths = torch.full([names.size(0)], names.size(1))
+    return decode_names(names, lengths)

@@ -17,6 +17,9 @@ from espnet_hra.encoder.freezing import freeze_statistics
 #: Name of the data stream: a Kaldi-style file `utt2task`, type `text`.
 DATA_NAME = "utt2task"
 
+#: Name of another one, for decoding with Whisper: the language of each utterance.
+LANGUAGE_NAME = "utt2lang"
+
 ADAPTER_PREFIX = "encoder.adapter."
 
 
@@ -44,7 +47,7 @@ def decode_names(batch: torch.Tensor, lengths: torch.Tensor) -> list[str]:
 
 
 class TaskNames:
-    """Preprocessor that turns the text of :data:`DATA_NAME` into an array.
+    """Preprocessor that turns the names of :data:`DATA_NAME` and the like into arrays.
 
     Args:
         preprocess: What ESPnet does with the other data; may be None.
@@ -55,12 +58,11 @@ class TaskNames:
 
     def __call__(self, uid: str, data: dict[str, Any]) -> dict[str, np.ndarray]:
         data = dict(data)
-        name = data.pop(DATA_NAME, None)
+        given = {key: data.pop(key, None) for key in (DATA_NAME, LANGUAGE_NAME)}
         if self.preprocess is not None:
             data = self.preprocess(uid, data)
-        if name is not None:
-            data[DATA_NAME] = encode_name(name)
-        return data
+        names = {k: encode_name(v) for k, v in given.items() if v is not None}
+        return {**data, **names}
 
 
 class TaskAware(AbsESPnetModel):

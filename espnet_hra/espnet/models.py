@@ -26,10 +26,11 @@ from espnet_hra.espnet.base import open_base, read_config
 from espnet_hra.espnet.kinds import espnet_task_of
 from espnet_hra.files import archive
 from espnet_hra.files.config import MAX_BYTES, read_yaml
-from espnet_hra.names import PREFIX, TASK_NAME, listing
+from espnet_hra.names import PREFIX, TASK_NAME, listing, plain_encoder
 from espnet_hra.tasks.config import read_tasks
 from espnet_hra.tasks.file import SUFFIX
 from espnet_hra.tasks.store import FOLDER, TaskStore
+from espnet_hra.whisper.folder import is_whisper
 
 #: The file that says what a pack is, beside ESPnet's meta.yaml.
 MANIFEST = "hra_pack.json"
@@ -132,6 +133,34 @@ def find_model(source: str, base: str | None = None) -> Found:
             functools.partial(_hub_file, source, folder),
         )
     return Found(source, opened.config_file, opened.model_file, store)
+
+
+def opened(
+    config_file: Path | str | None, model_file: Path | str | None
+) -> tuple[Path | str | None, Path | str | None, dict[str, Any]]:
+    """The files that ``Speech2Text`` was given, and what the configuration says.
+
+    Args:
+        config_file: The configuration; by default beside `model_file`. Without a
+            checkpoint, it may be ``whisper:NAME``.
+        model_file: The checkpoint.
+
+    Returns:
+        Both files, and the configuration as it is written down.
+
+    Raises:
+        BaseModelError: The configuration is missing or not readable.
+    """
+    if model_file is None and is_whisper(str(config_file)):
+        base = open_base(str(config_file))
+        config_file, model_file = base.config_file, base.model_file
+    if config_file is None and model_file is not None:
+        config_file = Path(model_file).parent / "config.yaml"
+    config: dict[str, Any] = {}
+    if config_file is not None:
+        config = read_yaml(Path(config_file), BaseModelError)
+        config["encoder"] = plain_encoder(str(config.get("encoder")))
+    return config_file, model_file, config
 
 
 def find_tasks(source: str) -> tuple[Path, ...]:

@@ -49,6 +49,7 @@ def _extend(module: ModuleType) -> None:
     from espnet2.asr.encoder.abs_encoder import AbsEncoder
 
     from espnet_hra.encoder.adapted import wrap_encoder
+    from espnet_hra.espnet import whisper
 
     choices = getattr(module, "encoder_choices", None)
     if choices is None:  # the module is still being imported, or has none
@@ -58,7 +59,8 @@ def _extend(module: ModuleType) -> None:
     for name, cls in list(choices.classes.items()):
         # ESPnet checks the type only when the registry is made.
         if issubclass(cls, AbsEncoder) and not name.startswith(PREFIX):
-            choices.classes.setdefault(f"{PREFIX}{name}", wrap_encoder(cls))
+            wrapped = whisper.WhisperEncoder if name == whisper.NAME else cls
+            choices.classes.setdefault(f"{PREFIX}{name}", wrap_encoder(wrapped))
 
 
 class _Classes(dict):

@@ -20,11 +20,12 @@ _held: dict[tuple[Any, str], "threading.RLock"] = {}
 
 
 @contextlib.contextmanager
-def standing_in(holder: Any, **others: Any) -> Iterator[None]:
+def standing_in(holder: Any, *lacking: str, **others: Any) -> Iterator[None]:
     """A block in which names of a module or class stand for other things.
 
     Args:
-        holder: Module of ESPnet or torch, or an ESPnet task.
+        holder: Module of ESPnet, torch or openai-whisper, or an ESPnet task.
+        *lacking: Names that it may lack: an older version had them.
         **others: What stands for what, by name.
 
     Raises:
@@ -34,7 +35,8 @@ def standing_in(holder: Any, **others: Any) -> Iterator[None]:
         for name, other in sorted(others.items()):  # one order: no two wait in a ring
             lock = _held.setdefault((holder, name), threading.RLock())
             stack.enter_context(lock)
-            getattr(holder, name)
+            if name not in lacking:
+                getattr(holder, name)
             if name in vars(holder):  # as it is written there, e.g. a classmethod
                 stack.callback(setattr, holder, name, vars(holder)[name])
             else:

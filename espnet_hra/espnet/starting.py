@@ -8,7 +8,7 @@ import torch
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import BaseModelError
-from espnet_hra.espnet.base import load_base, open_base
+from espnet_hra.espnet.base import load_base, open_base, whole_name
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.files.checkpoint import beginning, differences, read_state
 from espnet_hra.names import from_key, listing
@@ -63,8 +63,7 @@ def load_named_base(
             "--pretrained_model (in Python, pretrained_model=)"
         ) from e
     found = load_base(model, base, expected, new_tokens)
-    local = Path(source).expanduser()
-    args.pretrained_model = str(local.resolve()) if local.exists() else source
+    args.pretrained_model = whole_name(source)
     args.base_fingerprint = found
     args.encoder_conf["backbone_fingerprint"] = found["encoder"]
     model.encoder.verify_backbone(found["encoder"])

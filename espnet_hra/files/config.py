@@ -38,7 +38,7 @@ def read_yaml(
     if len(content) > MAX_BYTES:
         raise error(f"{path}: expected {MAX_BYTES:,} bytes of YAML at most")
     try:
-        value = yaml.safe_load(content.decode("utf-8"))
+        value = yaml.load(content.decode("utf-8"), Loader=_Loader)
         values = _count(value, {})
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise error(f"{path}: not readable as YAML: {e!r:.200}") from e
@@ -53,6 +53,10 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write keys and values, in one step, in alphabetical order and without aliases."""
     text = yaml.dump(dict(content), Dumper=_Dumper, allow_unicode=True)
     atomic.write(path, text)
+
+
+#: The same in C is ten times quicker, where PyYAML was built with it.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -30,7 +30,7 @@ import torch
 from espnet2 import __version__ as espnet_version
 
 from espnet_hra.errors import BaseModelError
-from espnet_hra.espnet.base import FILES
+from espnet_hra.espnet.base import named_files
 from espnet_hra.espnet.building import build
 from espnet_hra.espnet.kinds import KINDS, Kind, espnet_task_of
 from espnet_hra.espnet.models import (
@@ -151,18 +151,13 @@ def _open(
 
 def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A configuration without this machine's paths; files it needs are copied."""
-    for keys in FILES:
-        place = config
-        for key in keys[:-1]:
-            place = place.get(key) or {}
-        value = place.get(keys[-1])
-        if isinstance(value, str):
-            source = Path(value)
-            if not source.is_file():
-                raise BaseModelError(f"{keys[-1]}: {value} is needed and not there")
-            (folder / "files").mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / "files" / source.name)
-            place[keys[-1]] = f"files/{source.name}"
+    for place, key in named_files(config):
+        source = Path(place[key])
+        if not source.is_file():
+            raise BaseModelError(f"{key}: {source} is needed and not there")
+        (folder / "files").mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / "files" / source.name)
+        place[key] = f"files/{source.name}"
     for key in _LOCAL_LISTS:
         if key in config:
             config[key] = []

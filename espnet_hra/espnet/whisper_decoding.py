@@ -1,0 +1,220 @@
+"""Whisper's decoding: prompts by task, greedy and batched, and no endless repetition.
+
+The decoder's keys and values are kept from step to step, in a view of the decoder that
+belongs to one batch. Its layers are called as ESPnet calls them, so whatever follows a
+layer there (an adapter) follows it here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from espnet_hra.methods.substitution import changed
+from espnet_hra.whisper.tokens import END, START, Vocabulary
+
+#: Most tokens of a text: some, and as many for each second of speech. No language needs
+#: more, and what Whisper makes up must end.
+_TOKENS, _TOKENS_PER_SECOND = 16, 30
+
+#: A phrase that comes so often in a row, over so many tokens, is a loop.
+_TIMES, _LENGTH = 4, 12
+
+#: Longest phrase that is looked for, in tokens.
+_PHRASE = 24
+
+_TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was found for one utterance.
+
+    Attributes:
+        ids: Numbers of its tokens, without prompt and end.
+        score: Sum of their logarithmic probabilities.
+    """
+
+    ids: list[int]
+    score: float
+
+
+class _Growing:
+    """A projection of the decoder's self-attention that keeps what it has returned."""
+
+    def __init__(self, linear: torch.nn.Module):
+        self._linear = linear
+        self._kept: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        new = self._linear(x)
+        kept = new if self._kept is None else torch.cat([self._kept, new], dim=1)
+        self._kept = kept
+        return kept
+
+
+class _Once:
+    """A projection of the encoder's output, which is the same in every step."""
+
+    def __init__(self, linear: torch.nn.Module):
+        self._linear = linear
+        self._kept: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._kept is None:
+            self._kept = self._linear(x)
+        return self._kept
+
+
+def remembering(decoder: Any) -> Any:
+    """A view of ESPnet's Whisper decoder that keeps keys and values between steps.
+
+    Args:
+        decoder: ``OpenAIWhisperDecoder``; it is left as it is. Its layers are
+            ``decoder.decoders.blocks``.
+    """
+    kinds = {"attn": _Growing, "cross_attn": _Once}
+    return changed(
+        decoder,
+        {
+            f"decoders.blocks.{i}.{part}.{name}": kind
+            for i in range(len(decoder.decoders.blocks))
+            for part, kind in kinds.items()
+            for name in ("key", "value")
+        },
+    )
+
+
+def step(
+    decoder: Any, tokens: torch.Tensor, before: int, memory: torch.Tensor
+) -> torch.Tensor:
+    """What comes next, by a decoder of :func:`remembering`.
+
+    Args:
+        decoder: The view.
+        tokens: Tokens that it has not seen yet, (b, n).
+        before: How many it has seen.
+        memory: Output of the encoder, (b, frames, d).
+
+    Returns:
+        Logits, (b, vocabulary).
+    """
+    inner = decoder.decoders
+    x = inner.token_embedding(tokens)
+    x = x + inner.positional_embedding[before : before + tokens.size(1)]
+    x = x.to(memory.dtype)
+    for block in inner.blocks:
+        x = block(x, memory, mask=inner.mask)
+    last = inner.ln(x[:, -1])
+    return (last @ inner.token_embedding.weight.to(last.dtype).T).float()
+
+
+def forbidden(vocabulary: Vocabulary, size: int) -> torch.Tensor:
+    """Which tokens no text has: languages, timestamps and the like, (size)."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    for token, number in vocabulary.get_added_vocab().items():
+        own = token in vocabulary.special or _TIMESTAMP.fullmatch(token)
+        if own and token != END and number < size:
+            mask[number] = True
+    return mask
+
+
+def greedy(
+    decoder: Any,
+    memory: torch.Tensor,
+    prompts: Sequence[Sequence[int]],
+    seconds: Sequence[float],
+    end: int,
+    without: torch.Tensor,
+) -> list[Text]:
+    """The likeliest token at each step, for a batch.
+
+    Args:
+        decoder: ESPnet's Whisper decoder.
+        memory: Output of the encoder, (b, frames, d).
+        prompts: What each text begins with; equally long.
+        seconds: How long each utterance is.
+        end: The token that ends a text.
+        without: Tokens that are not considered, (vocabulary).
+
+    Returns:
+        A text for each utterance.
+    """
+    view = remembering(decoder)
+    room = decoder.decoders.positional_embedding.size(0) - len(prompts[0])
+    limits = [min(room, int(_TOKENS + _TOKENS_PER_SECOND * s)) for s in seconds]
+    ids: list[list[int]] = [[] for _ in prompts]
+    scores = [0.0] * len(prompts)
+    open_ = set(range(len(prompts)))
+    tokens = torch.tensor([list(p) for p in prompts], device=memory.device)
+    before = 0
+    without = without.to(memory.device)
+    while open_:
+        logits = step(view, tokens, before, memory).masked_fill(without, -torch.inf)
+        before += tokens.size(1)
+        best, chosen = logits.log_softmax(dim=-1).max(dim=-1)
+        tokens = chosen[:, None]
+        for row in sorted(open_):
+            token = int(chosen[row])
+            scores[row] += float(best[row])
+            if token == end:
+                open_.remove(row)
+                continue
+            ids[row].append(token)
+            loop = repeated(ids[row])
+            if loop:
+                del ids[row][-loop:]
+            if loop or len(ids[row]) >= limits[row]:
+                open_.remove(row)
+    return [Text(*pair) for pair in zip(ids, scores)]
+
+
+def repeated(ids: Sequence[int]) -> int:
+    """How many tokens at the end only repeat the phrase before them; 0 for no loop."""
+    for length in range(1, min(_PHRASE, len(ids) // _TIMES) + 1):
+        times = max(_TIMES, -(-_LENGTH // length))
+        tail = list(ids[-times * length :])
+        if len(tail) == times * length and tail == tail[:length] * times:
+            return (times - 1) * length
+    return 0
+
+
+def languages(
+    decoder: Any, memory: torch.Tensor, vocabulary: Vocabulary, codes: Sequence[str]
+) -> list[str]:
+    """The language that Whisper hears in each utterance.
+
+    Args:
+        decoder: ESPnet's Whisper decoder.
+        memory: Output of the encoder, (b, frames, d).
+        vocabulary: Its tokens.
+        codes: The languages to choose from.
+    """
+    start = vocabulary.convert_tokens_to_ids(START)
+    tokens = torch.full((memory.size(0), 1), start, device=memory.device)
+    numbers = vocabulary.convert_tokens_to_ids([f"<|{code}|>" for code in codes])
+    logits = step(remembering(decoder), tokens, 0, memory)[:, numbers]
+    return [codes[i] for i in logits.argmax(dim=-1).tolist()]
+
+
+def windows(wave: torch.Tensor, longest: int, rate: int) -> list[torch.Tensor]:
+    """An utterance in pieces that Whisper can hear, cut where it is quietest.
+
+    Args:
+        wave: Samples, (samples).
+        longest: Most samples of a piece.
+        rate: Samples a second.
+    """
+    pieces = []
+    frame = rate // 50
+    while len(wave) > longest:
+        # Within the last fifth of a window, the quietest tenth of a second.
+        late = wave[longest - longest // 5 : longest]
+        energy = late[: len(late) // frame * frame].view(-1, frame).square().mean(dim=1)
+        smooth = energy.unfold(0, min(5, len(energy)), 1).mean(dim=1)
+        cut = longest - longest // 5 + (int(smooth.argmin()) + 2) * frame
+        pieces.append(wave[:cut])
+        wave = wave[cut:]
+    return [*pieces, wave]

@@ -1,0 +1,244 @@
+"""How :class:`espnet_hra.Speech2Text` reads with Whisper."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from espnet2.bin import asr_inference
+from espnet2.legacy.nets.beam_search import Hypothesis
+
+from espnet_hra.encoder.adapted import AdaptedEncoder
+from espnet_hra.errors import ConfigError
+from espnet_hra.espnet import whisper_decoding as decoding
+from espnet_hra.espnet.whisper import NAME, RATE, model_sizes
+from espnet_hra.tasks import file as taskfile
+from espnet_hra.whisper import tokens
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that Whisper hears at once.
+_WINDOW = 30
+
+#: Windows of long recordings that are read at once.
+_TOGETHER = 8
+
+
+def reads_with_whisper(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration's texts are written by Whisper's decoder and tokens."""
+    return config.get("decoder") == NAME and str(config.get("bpemodel")).startswith(
+        "whisper_"
+    )
+
+
+class WhisperReader:
+    """Reads utterances with Whisper, each in the language of its task.
+
+    Args:
+        speech2text: Has the model, its tasks, and ESPnet's beam search.
+        language: The language of all utterances, a code or English name; None for
+            that of each one's task, or else the one that Whisper hears.
+        beam: Whether ESPnet's beam search finds the texts; else the best token is
+            taken at each step, for a whole batch.
+
+    Raises:
+        ConfigError: Whisper does not know the language.
+    """
+
+    def __init__(self, speech2text: Any, language: str | None, beam: bool):
+        self._speech2text, self._beam = speech2text, beam
+        args = speech2text.asr_train_args
+        self._sizes = model_sizes(args.decoder_conf)
+        self._vocabulary = speech2text.converter.tokenizer.tokenizer
+        self._multilingual = args.bpemodel == "whisper_multilingual"
+        conf = args.preprocessor_conf or {}
+        self._task = conf.get("whisper_task") or "transcribe"
+        usual = conf.get("whisper_language", "en")
+        self._usual = self._code(usual) if usual and self._multilingual else None
+        self._by_task: Mapping[str, str] = getattr(args, "languages", None) or {}
+        self._without = decoding.forbidden(
+            self._vocabulary, speech2text.asr_model.vocab_size
+        )
+        self._searching = threading.RLock()  # the beam search has one prompt at a time
+        self.set_language(language)
+
+    def set_language(self, language: str | None) -> None:
+        """Set the language of all utterances. Argument and errors as above."""
+        if language is not None and not self._multilingual:
+            raise ConfigError(
+                f"language {language!r}: this Whisper knows English alone; leave the "
+                "language out, or take a model without .en"
+            )
+        self.language = None if language is None else self._code(language)
+
+    def _code(self, language: str) -> str:
+        return tokens.code_of(language, self._sizes.num_languages)
+
+    # ------------------------------------------------------------------ language
+
+    def language_of(self, task: str | None, spoken: str = "") -> str | None:
+        """The language of an utterance; None if nothing tells it.
+
+        What is known of the utterance itself goes first, then what was asked for, the
+        training's ``languages``, what the task's file says of itself, and last the
+        language of the model's own training.
+
+        Args:
+            task: Its task.
+            spoken: Its own language, if it is known.
+        """
+        if not self._multilingual:
+            return None
+        if spoken:
+            return self._code(spoken)
+        if self.language is not None:
+            return self.language
+        if task is not None and task in self._by_task:
+            return self._code(self._by_task[task])
+        said = self._said(task)
+        return self._code(said[0]) if len(said) == 1 else self._usual
+
+    def _said(self, task: str | None) -> list[str]:
+        """Languages that the task's file names."""
+        store = self._speech2text.store
+        if task is None or store is None or store.version(task) is None:
+            return []
+        return list(taskfile.describe(store.path(task)).get("languages") or ())
+
+    # ------------------------------------------------------------------- reading
+
+    def read(self, waves: Sequence[torch.Tensor], spoken: Sequence[str]) -> list[Any]:
+        """Read utterances with the tasks that are chosen.
+
+        Args:
+            waves: Samples of each, (samples).
+            spoken: The language of each, or nothing.
+
+        Returns:
+            An n-best list for each.
+
+        Raises:
+            TaskError: Several tasks and no choice, or a choice that does not fit.
+        """
+        encoder = self._speech2text.asr_model.encoder
+        names: Sequence[str | None] = ()
+        if isinstance(encoder, AdaptedEncoder):
+            names = encoder.tasks_of_batch(len(waves))
+        names = names or [None] * len(waves)
+        pieces = [decoding.windows(wave, self._longest, RATE) for wave in waves]
+        if max(map(len, pieces), default=0) > 1:
+            logger.info(
+                f"Recordings of more than {_WINDOW} seconds are read in windows: "
+                f"{', '.join(str(len(p)) for p in pieces if len(p) > 1)} of them"
+            )
+        flat = [
+            (wave, name, language)
+            for own, name, language in zip(pieces, names, spoken)
+            for wave in own
+        ]
+        found: list[Any] = []
+        together = max(_TOGETHER, len(waves))
+        for start in range(0, len(flat), together):
+            found += self._batch(flat[start : start + together])
+        results, at = [], 0
+        for own in pieces:
+            results.append(_joined(found[at : at + len(own)]))
+            at += len(own)
+        return results
+
+    @property
+    def _longest(self) -> int:
+        silence = getattr(self._speech2text.asr_model.encoder, "pad_seconds", 0.0)
+        return int((_WINDOW - silence) * RATE)
+
+    def _batch(
+        self, pieces: Sequence[tuple[torch.Tensor, str | None, str]]
+    ) -> list[Any]:
+        names = [name for _, name, _ in pieces]
+        waves = [wave for wave, _, _ in pieces]
+        languages = [self.language_of(name, spoken) for _, name, spoken in pieces]
+        if names[0] is None:  # no adapter, or it is switched off
+            return self._texts(waves, languages)
+        with self._speech2text.asr_model.encoder.use_task(names):
+            return self._texts(waves, languages)
+
+    def _texts(
+        self, waves: list[torch.Tensor], languages: Sequence[str | None]
+    ) -> list[Any]:
+        memory, _ = self._speech2text._encode(waves)
+        model = self._speech2text.asr_model
+        prompts = self._prompts(memory, languages)
+        if self._beam:
+            return [self._search(one, prompt) for one, prompt in zip(memory, prompts)]
+        texts = decoding.greedy(
+            model.decoder,
+            memory,
+            prompts,
+            [len(wave) / RATE for wave in waves],
+            model.eos,
+            self._without,
+        )
+        return [
+            [self._result(text, prompt, memory.device)]
+            for text, prompt in zip(texts, prompts)
+        ]
+
+    def _prompts(
+        self, memory: torch.Tensor, given: Sequence[str | None]
+    ) -> list[tuple[int, ...]]:
+        """What each text begins with; languages that nobody tells are heard."""
+        languages = list(given)
+        silent = [i for i, code in enumerate(languages) if code is None]
+        if silent and self._multilingual:
+            codes = tokens.codes(self._sizes.num_languages)
+            heard = decoding.languages(
+                self._speech2text.asr_model.decoder,
+                memory[silent],
+                self._vocabulary,
+                codes,
+            )
+            for i, code in zip(silent, heard):
+                languages[i] = code
+        return [tokens.prompt(self._vocabulary, code, self._task) for code in languages]
+
+    def _result(
+        self, text: decoding.Text, prompt: Sequence[int], device: torch.device
+    ) -> tuple[str, list[str], list[int], Hypothesis]:
+        speech2text = self._speech2text
+        words = speech2text.converter.ids2tokens(text.ids)
+        sequence = [*prompt, *text.ids, speech2text.asr_model.eos]
+        hypothesis = Hypothesis(
+            yseq=torch.tensor(sequence, device=device), score=text.score
+        )
+        return (
+            speech2text.tokenizer.tokens2text(words).strip(),
+            words,
+            text.ids,
+            hypothesis,
+        )
+
+    def _search(self, memory: torch.Tensor, prompt: Sequence[int]) -> Any:
+        """ESPnet's beam search on one utterance."""
+        speech2text = self._speech2text
+        with self._searching:
+            speech2text.beam_search.set_hyp_primer(list(prompt))
+            found = asr_inference.Speech2Text._decode_single_sample(speech2text, memory)
+        return [
+            (text.strip(), words, [i for i in ids if i not in prompt], hypothesis)
+            for text, words, ids, hypothesis in found
+        ]
+
+
+def _joined(parts: list[Any]) -> Any:
+    """The n-best list of an utterance; of one in windows, the best of each together."""
+    if len(parts) == 1:
+        return parts[0]
+    best = [nbest[0] for nbest in parts if nbest]
+    ids = [i for _, _, own, _ in best for i in own]
+    score = sum(float(hypothesis.score) for *_, hypothesis in best)
+    edges = [best[0][3].yseq[:1], best[-1][3].yseq[-1:]]
+    sequence = torch.cat([edges[0], edges[0].new_tensor(ids), edges[1]])
+    text = " ".join(text for text, *_ in best if text)
+    words = [word for _, own, *_ in best for word in own]
+    return [(text, words, ids, Hypothesis(yseq=sequence, score=score))]
