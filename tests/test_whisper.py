@@ -281,7 +281,7 @@ def test_a_task_without_a_language_is_told(an4, stock, tmp_path):
 def test_languages_are_refused_where_no_model_is_told_one(an4, base, tmp_path):
     with pytest.raises(ConfigError, match="only a multilingual Whisper.*leave lang"):
         train(an4, base, tmp_path / "exp", languages={"male": "en"})
-    with pytest.raises(ConfigError, match="only Whisper's decoder is told"):
+    with pytest.raises(ConfigError, match="only Whisper and models of"):
         espnet_hra.Speech2Text.from_pretrained(str(base), language="en")
 
 

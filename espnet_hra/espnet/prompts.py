@@ -75,7 +75,7 @@ def check_languages(args: argparse.Namespace) -> None:
         ConfigError: A task has none.
     """
     known = language_tokens(vars(args))
-    usual = args.preprocessor_conf or {}
+    usual = getattr(args, "preprocessor_conf", None) or {}
     if known is None or usual.get("whisper_language", "en") is not None:
         return  # an experiment that was trained on one language keeps it
     tasks = args.encoder_conf.get("tasks") or ()
