@@ -24,7 +24,9 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.preprocessor import CommonPreprocessor
 from espnet3.publication.inference_model import InferenceModel
 from espnet3.systems.base import training
+from espnet3.systems.base.inference import infer
 from espnet3.utils.config_utils import load_and_merge_config
+from espnet3.utils.publication_utils import pack_model
 from espnet3.utils.task_utils import get_espnet_model, save_espnet_config
 from omegaconf import OmegaConf
 from test_training import equal, load
@@ -118,21 +120,22 @@ def run(recipe: Path, *stages: str, **configs: str) -> str:
     return done.stdout
 
 
-def configured(recipe: Path, base: Path, exp: Path, **model: object):
-    """The training configuration that is shipped, for another base and folder."""
+def configured(recipe: Path, exp: Path, name: str = "training", **changes: object):
+    """A configuration that is shipped, for the recipe's link to the small base."""
     config = load_and_merge_config(
-        CONF / "training_hra.yaml",
-        config_name="training.yaml",
+        recipe / "conf" / f"{name}_hra.yaml",
+        config_name=f"{name}.yaml",
         default_package="egs3.TEMPLATE.esp2_asr",
         resolve=False,
     )
     config.recipe_dir, config.exp_dir = str(recipe), str(exp)
-    config.stats_dir = str(recipe / "exp" / "stats_hra")
-    config.model.pretrained_model = str(base)
-    config.trainer.accelerator = "cpu"
-    config.parallel = None  # starting workers takes half a minute
-    config.model = OmegaConf.merge(config.model, model)
-    OmegaConf.resolve(config)
+    config = OmegaConf.merge(config, changes)
+    if name == "training":
+        config.stats_dir = str(recipe / "exp" / "stats_hra")
+        config.model.pretrained_model = str(recipe / "exp" / "base")
+        config.trainer.accelerator = "cpu"
+    if "parallel" in config:  # starting other processes takes half a minute
+        config.parallel.options = {"processes": False, "dashboard_address": None}
     return config
 
 
@@ -143,14 +146,16 @@ def trained(recipe, base) -> Path:
     In `seen/after.pth` are all tensors of the model when it was trained.
     """
     exp = recipe / "exp" / "joint"
-    training.collect_stats(configured(recipe, base, exp))
+    exp.mkdir(parents=True)
+    (recipe / "exp" / "base").symlink_to(base)
+    training.collect_stats(configured(recipe, exp))
     with pytest.MonkeyPatch.context() as patch:
         seen = []
         build = training._build_trainer
         patch.setattr(
             training, "_build_trainer", lambda c: seen.append(build(c)) or seen[0]
         )
-        training.train(configured(recipe, base, exp))
+        training.train(configured(recipe, exp))
     model = seen[0].model.model
     whole = dict(model.named_parameters()) | dict(model.named_buffers())
     (exp / "seen").mkdir()
@@ -370,7 +375,6 @@ def test_options_of_the_preprocessor_are_espnets(section):
 
 def test_the_saved_configuration_says_all_that_decoding_needs(trained, base, an4):
     config = yaml.safe_load((trained / "config.yaml").read_text())
-    assert config["pretrained_model"] == str(base)
     model, _ = HRATask.build_model_from_file(
         trained / "config.yaml", trained / "last.ckpt"
     )
@@ -394,20 +398,19 @@ def test_another_base_in_its_place_is_refused(trained, base, tmp_path):
         )
 
 
-def test_a_base_in_the_recipe_is_named_by_its_place(recipe, base, tmp_path):
-    (recipe / "exp").mkdir(exist_ok=True)
-    inside = recipe / "exp" / "base"
-    inside.symlink_to(base)
-    config = configured(recipe, inside, recipe / "exp" / "placed")
-    save_espnet_config(TASK, config, config.exp_dir)
-    saved = yaml.safe_load((recipe / "exp" / "placed" / "config.yaml").read_text())
+def test_a_base_in_the_recipe_is_named_by_its_place(trained, recipe, base, tmp_path):
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
     assert saved["pretrained_model"] == "exp/base"
     # It is found from another folder, and in a copy.
-    copied = tmp_path / "recipe" / "exp"
-    shutil.copytree(recipe / "exp" / "placed", copied / "placed")
-    shutil.copytree(base, copied / "base")
-    config = espnet_hra.espnet.base.read_config(copied / "placed" / "config.yaml")
-    assert config["pretrained_model"] == str(copied / "base")
+    shutil.copytree(trained, tmp_path / "exp" / "joint")
+    shutil.copytree(base, tmp_path / "exp" / "base")
+    found = find_model(str(tmp_path / "exp" / "joint")).read_config()
+    assert found["pretrained_model"] == str(tmp_path / "exp" / "base")
+    # One outside, or seen from an experiment outside, keeps its whole path.
+    config = configured(recipe, tmp_path / "elsewhere")
+    save_espnet_config(TASK, config, str(tmp_path / "elsewhere"))
+    saved = yaml.safe_load((tmp_path / "elsewhere" / "config.yaml").read_text())
+    assert saved["pretrained_model"] == str(recipe / "exp" / "base")
 
 
 def test_training_moves_the_adapter_only(trained, base):
@@ -429,11 +432,10 @@ def test_training_moves_the_adapter_only(trained, base):
         assert after[f"encoder.adapter.heads.{name}"].abs().sum() > 0
 
 
-def test_training_goes_on_from_a_checkpoint(trained, recipe, base, tmp_path):
-    config = configured(recipe, base, tmp_path / "exp")
-    config.trainer.max_epochs = 5
-    config.fit = {"ckpt_path": str(trained / "last.ckpt")}
-    training.train(config)
+def test_training_goes_on_from_a_checkpoint(trained, recipe, tmp_path):
+    fit = {"ckpt_path": str(trained / "last.ckpt")}
+    longer = {"max_epochs": 5}
+    training.train(configured(recipe, tmp_path / "exp", fit=fit, trainer=longer))
     assert load(tmp_path / "exp" / "last.ckpt")["epoch"] == 4
 
 
@@ -472,6 +474,58 @@ def test_checkpoints_open_and_names_are_given_as_they_are(trained, speech, file)
     assert scores([speech2text(waves[0], utt2task="male")]) != alone
     with pytest.raises(TaskError, match="unknown task 'child'.*female, male"):
         speech2text(waves[0], utt2task="child")
+
+
+GREEDY = {"ctc_greedy": True, "ctc_weight": 1.0}
+
+
+@pytest.mark.parametrize("chosen", [None, "female", "male"])
+def test_infer_decodes_with_each_utterances_task_or_one(
+    chosen, trained, recipe, tmp_path
+):
+    config = configured(
+        recipe, trained, "inference", model=GREEDY, inference_dir=str(tmp_path)
+    )
+    if chosen is not None:
+        config.model.task, config.input_key = chosen, "speech"
+        del config.contract.inputs.utt2task
+    infer(config)
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(trained), **GREEDY)
+    lines = (recipe / "data" / "manifest" / "test.tsv").read_text().splitlines()
+    items = [line.split("\t")[:2] for line in lines]
+    waves = [soundfile.read(file, dtype="float32")[0] for _, file in items]
+    tasks = [chosen or {"f": "female", "m": "male"}[name[0]] for name, _ in items]
+    texts = [result[0][0] for result in speech2text(waves, task=tasks)]
+    written = (tmp_path / "test" / "text.scp").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in written] == texts
+    assert chosen or set(tasks) == {"female", "male"}
+
+
+def test_a_pack_has_its_base_and_opens_elsewhere(trained, recipe, speech, tmp_path):
+    place = {
+        "out_dir": str(tmp_path / "pack"),
+        "include": [str(recipe / "exp" / "base"), str(recipe / "src")],
+    }
+    pack_model(
+        configured(recipe, trained),
+        configured(recipe, trained, "publication", pack_model=place),
+        configured(recipe, trained, "inference", model=GREEDY),
+    )
+    pack = shutil.move(tmp_path / "pack", tmp_path / "moved")
+    with pytest.raises(ValueError, match="trust_user_code=True"):
+        InferenceModel.from_packed(pack)
+    opened = InferenceModel.from_packed(pack, trust_user_code=True)
+    base = opened.model.asr_train_args.pretrained_model
+    assert base == str(tmp_path / "moved" / "exp" / "base")
+    here = espnet_hra.Speech2Text.from_pretrained(str(trained), **GREEDY)
+    # The bundle's own code is not run by ours.
+    (tmp_path / "moved" / "src" / "__init__.py").write_text("raise SystemExit('ran')\n")
+    ours = espnet_hra.Speech2Text.from_pretrained(str(pack), **GREEDY)
+    for name in ("female", "male"):
+        expected = here(speech[0], task=name)[0]
+        sample = {"speech": speech[0], "utt2task": name}
+        assert opened(sample)["text"] == expected[0]
+        assert ours(speech[0], task=name)[0][3].score == expected[3].score
 
 
 def test_decode_reads_a_lightning_checkpoint(trained, an4, tmp_path):
@@ -521,34 +575,16 @@ def test_all_stages_of_a_recipe(tmp_path):
         assert found.keys() == {"valid", "test"}
         assert all(rates[name] >= 0 for rates in found.values())
 
-    # infer has used each utterance's task: its texts are those of our own decoding
-    speech2text = espnet_hra.Speech2Text.from_pretrained(
-        str(exp), beam_size=4, ctc_weight=0.3
-    )
-    lines = (recipe / "data" / "manifest" / "test.tsv").read_text().splitlines()
-    names = [line.split("\t")[0] for line in lines]
-    waves = [soundfile.read(line.split("\t")[1], dtype="float32")[0] for line in lines]
-    tasks = ["female" if name.startswith("f") else "male" for name in names]
-    assert set(tasks) == {"female", "male"}
-    texts = [result[0][0] for result in speech2text(waves, task=tasks)]
-    written = (exp / "inference_hra" / "test" / "text.scp").read_text().splitlines()
-    assert [line.partition(" ")[2] for line in written] == texts
-
     # The pack opens where nothing of the recipe is.
-    pack = tmp_path / "pack"
-    shutil.copytree(exp / "model_pack", pack)
-    shutil.move(recipe, tmp_path / "away")
-    try:
-        with pytest.raises(ValueError, match="trust_user_code=True"):
-            InferenceModel.from_packed(pack)
-        opened = InferenceModel.from_packed(pack, trust_user_code=True)
-        samples = [{"speech": w, "utt2task": t} for w, t in zip(waves, tasks)]
-        assert [one["text"] for one in opened.forward_batch(samples)] == texts
-        # The bundle's own code is not run by ours.
-        (pack / "src" / "__init__.py").write_text("raise SystemExit('ran')\n")
-        ours = espnet_hra.Speech2Text.from_pretrained(
-            str(pack), beam_size=4, ctc_weight=0.3
-        )
-        assert [result[0][0] for result in ours(waves, task=tasks)] == texts
-    finally:
-        shutil.move(tmp_path / "away", recipe)
+    pack = shutil.move(exp / "model_pack", tmp_path / "pack")
+    texts = (exp / "inference_hra" / "test" / "text.scp").read_text().splitlines()
+    manifest = (recipe / "data" / "manifest" / "test.tsv").read_text().splitlines()
+    samples = [
+        {"speech": soundfile.read(file, dtype="float32")[0], "utt2task": task}
+        for name, file, _ in (line.split("\t") for line in manifest)
+        for task in ["female" if name.startswith("f") else "male"]
+    ]
+    shutil.rmtree(recipe)
+    opened = InferenceModel.from_packed(pack, trust_user_code=True)
+    found = [one["text"] for one in opened.forward_batch(samples)]
+    assert [line.partition(" ")[2] for line in texts] == found

@@ -713,8 +713,9 @@ def test_each_utterance_of_a_list_keeps_the_task_that_utt2task_names(loud, an4):
         speech2text([wave], utt2task=arrays[:1], task="male")
     with pytest.raises(TaskError, match="3.*1"):
         speech2text([wave], utt2task=arrays)
+    assert speech2text(wave, utt2task="male")[0][0] == alone["male"]
     with pytest.raises(TaskError, match="no task as a data loader gives it"):
-        speech2text(wave, utt2task="male")
+        speech2text(wave, utt2task=3)
 
 
 # -------------------------------------------------------------- readers that agree
