@@ -9,7 +9,7 @@ from espnet2.bin import asr_inference
 from espnet_hra.encoder import selection
 from espnet_hra.errors import DataError, TaskError
 from espnet_hra.espnet.decoding import Decoding, NBest
-from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, named, out_of_memory
+from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, out_of_memory
 
 
 class Speech2Text(Decoding, asr_inference.Speech2Text):
@@ -57,14 +57,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
         Raises:
             TaskError: A task is unknown, or none was chosen among several.
         """
-        if utt2task is not None:
-            if task is not None:
-                raise TaskError("give the task of a call by task or by utt2task, once")
-            task = named(utt2task)
-        if task is not None:
-            if self._heads is None:
-                raise TaskError(f"task {task!r}: this model has no adapter")
-            with self.asr_model.encoder.use_task(self._loaded(task)):
+        given = self._given(utt2task, task)
+        if given is not None:
+            with self.asr_model.encoder.use_task(given):
                 return self(speech)
         if isinstance(speech, list | tuple):
             return self.batch_decode(speech)
