@@ -355,7 +355,7 @@ def test_languages_are_tags_of_the_model(models, data, tmp_path):
     wave = next(iter(waves(data["test"]).values()))
     speech2text.set_language("st_eng")
     assert speech2text.lang_sym == "<st_eng>"
-    message = "<fra> is no tag of this model; it has <eng>, <asr> and others"
+    message = "<fra> is no tag of this model; it has .*<eng>.* and others"
     with pytest.raises(ConfigError, match=message):
         speech2text.set_language("fra")
     with pytest.raises(ConfigError, match=message):
@@ -367,11 +367,10 @@ def test_languages_are_tags_of_the_model(models, data, tmp_path):
 
 
 def test_a_translation_without_a_ctc_is_not_decoded_greedily(bases, data, tmp_path):
-    config = {**open_base(str(bases("st"))).model_config("st")}
+    config = open_base(str(bases("st"))).model_config("st")
+    config |= {"specaug": None, "init": None}
     config["model_conf"] = {**config["model_conf"], "st_mtlalpha": 0.0}
-    model = import_module("espnet2.tasks.st").STTask.build_model(
-        Namespace(**{"specaug": None, "init": None, **config})
-    )
+    model = import_module("espnet2.tasks.st").STTask.build_model(Namespace(**config))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     torch.save(model.state_dict(), tmp_path / MODEL)
     with pytest.raises(ConfigError, match="has no CTC"):

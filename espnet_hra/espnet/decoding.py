@@ -19,7 +19,7 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError, TaskError
-from espnet_hra.espnet.inputs import batch_names, check_greedy
+from espnet_hra.espnet.inputs import Wave, batch_names, check_greedy, named
 from espnet_hra.espnet.kinds import KINDS, adaptable
 from espnet_hra.espnet.models import Found, find_model, find_tasks
 from espnet_hra.espnet.seam import standing_in
@@ -247,6 +247,28 @@ class Decoding:
         if name:
             check_name(files[0], name, str(taskfile.describe(files[0]).get("task")))
         return self.model.encoder.load_task(files[0], replace=replace)
+
+    def _given(
+        self,
+        utt2task: Wave | Sequence[Wave] | None,
+        task: None | str | Sequence[str],
+    ) -> Any:
+        """The task that a call names, or one per utterance; None if it names none.
+
+        Args:
+            utt2task: As the data loader gives it.
+            task: Its name.
+
+        Raises:
+            TaskError: It names two, or there are none.
+        """
+        if utt2task is not None:
+            if task is not None:
+                raise TaskError("give the task of a call by task or by utt2task, once")
+            task = named(utt2task)
+        if task is not None and self._heads is None:
+            raise TaskError(f"task {task!r}: this model has no adapter")
+        return self._loaded(task)
 
     def _loaded(self, task: Any) -> Any:
         """A choice with everything loaded that it names."""

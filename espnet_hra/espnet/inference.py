@@ -15,7 +15,6 @@ from espnet_hra.espnet.inputs import (
     as_wave,
     as_waves,
     batch_names,
-    named,
     out_of_memory,
 )
 from espnet_hra.espnet.models import opened
@@ -113,14 +112,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
         Raises:
             TaskError: A task is unknown, or none was chosen among several.
         """
-        if utt2task is not None:
-            if task is not None:
-                raise TaskError("give the task of a call by task or by utt2task, once")
-            task = named(utt2task)
-        if task is not None:
-            if self._heads is None:
-                raise TaskError(f"task {task!r}: this model has no adapter")
-            with self.asr_model.encoder.use_task(self._loaded(task)):
+        given = self._given(utt2task, task)
+        if given is not None:
+            with self.asr_model.encoder.use_task(given):
                 return self(speech, utt2lang=utt2lang)
         if isinstance(speech, list | tuple):
             return self.batch_decode(speech)

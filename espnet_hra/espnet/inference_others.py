@@ -9,9 +9,9 @@ from espnet2.bin import s2t_inference, slu_inference, st_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
-from espnet_hra.errors import ConfigError, TaskError
+from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.decoding import Decoding, NBest
-from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, named
+from espnet_hra.espnet.inputs import Wave, as_wave, as_waves
 from espnet_hra.names import listing
 
 
@@ -44,14 +44,9 @@ class OneByOne(Decoding):
         Raises:
             TaskError: A task is unknown, or none was chosen among several.
         """
-        if utt2task is not None:
-            if task is not None:
-                raise TaskError("give the task of a call by task or by utt2task, once")
-            task = named(utt2task)
-        if task is not None:
-            if self._heads is None:
-                raise TaskError(f"task {task!r}: this model has no adapter")
-            with self.model.encoder.use_task(self._loaded(task)):
+        given = self._given(utt2task, task)
+        if given is not None:
+            with self.model.encoder.use_task(given):
                 return self(speech, *args, **kwargs)
         if isinstance(speech, list | tuple):
             with self._request(None, None) as choice:
@@ -150,7 +145,12 @@ class S2TSpeech2Text(OneByOne, s2t_inference.Speech2Text):
         known = self.converter.token2id
         for symbol in symbols:
             if symbol is not None and symbol not in known:
-                tags = [t for t in known if re.fullmatch(r"<[a-z]{3}(_[a-z]{3})?>", t)]
+                tags = [
+                    token
+                    for token in known
+                    if re.fullmatch(r"<[a-z]{3}(_[a-z]{3})?>", token)
+                    and token not in ("<unk>", "<sos>", "<eos>", "<sop>")
+                ]
                 raise ConfigError(
                     f"{symbol} is no tag of this model; it has {listing(tags)} and "
                     "others, see its token list"
@@ -234,6 +234,15 @@ class STSpeech2Text(OneByOne, st_inference.Speech2Text):
     # ESPnet's class would assert that there is a CTC before we say it in words.
     greedy_options = {"ctc_greedy": True, "ctc_weight": 0.0}
     ctc_name = "st_ctc"
+
+    @staticmethod
+    def text_of(nbest: Any) -> str:
+        """What was said, of an n-best list: the best translation.
+
+        Of a multi-decoder model the texts in the language of the speech come second.
+        """
+        best = nbest[0] if isinstance(nbest, tuple) else nbest
+        return best[0][0] or ""
 
 
 class Speech2Understand(OneByOne, slu_inference.Speech2Understand):
