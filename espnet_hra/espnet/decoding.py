@@ -250,7 +250,7 @@ class Decoding:
 
     def _given(
         self,
-        utt2task: Wave | Sequence[Wave] | None,
+        utt2task: str | Wave | Sequence[str | Wave] | None,
         task: None | str | Sequence[str],
     ) -> Any:
         """The task that a call names, or one per utterance; None if it names none.
