@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -383,9 +383,7 @@ def load_base(
     return found
 
 
-def read_config(
-    config_file: Path, base: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
     """A saved configuration in which the files that it names have whole paths.
 
     ESPnet writes them as they were given where the training was started: in a recipe,
@@ -394,7 +392,7 @@ def read_config(
 
     Args:
         config_file: The configuration.
-        base: That of the model's base, which has the files that are nowhere else: an
+        base: Where the model's base is now. It has the files that are nowhere else: an
             adaptation names them where its base was.
 
     Raises:
@@ -408,20 +406,30 @@ def read_config(
             return archive.resolve(config, folder)
     folders = [*config_file.absolute().parents, *config_file.resolve().parents]
     for keys in FILES:
-        place, other = config, base or {}
-        for key in keys[:-1]:
-            place, other = place.get(key) or {}, other.get(key) or {}
-        value, instead = place.get(keys[-1]), other.get(keys[-1])
-        if isinstance(value, str) and value not in _WORDS:
-            found = _find_file(value, (*folders, Path.cwd())) or instead
-            if found is None:
-                raise BaseModelError(
-                    f"{config_file} names {value}, which is neither there nor in a "
-                    "folder above it: put the file back, give the model's pack (.zip), "
-                    "which has it inside, or say with --pretrained_model (in Python, "
-                    "pretrained_model=) where the base is now"
-                )
-            place[keys[-1]] = found
+        place = _section(config, keys)
+        value = place.get(keys[-1])
+        if not isinstance(value, str) or value in _WORDS:
+            continue
+        found = _find_file(value, (*folders, Path.cwd()))
+        if found is None and base is not None:
+            other = open_base(base).config_file
+            own = {} if other is None else read_config(other)
+            found = _section(own, keys).get(keys[-1])
+        if found is None:
+            raise BaseModelError(
+                f"{config_file} names {value}, which is neither there nor in a folder "
+                "above it: put the file back, give the model's pack (.zip), which has "
+                "it inside, or say with --pretrained_model (in Python, "
+                "pretrained_model=) where the base is now"
+            )
+        place[keys[-1]] = found
+    return config
+
+
+def _section(config: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The part of a configuration that has the last of some nested keys."""
+    for key in keys[:-1]:
+        config = config.get(key) or {}
     return config
 
 
