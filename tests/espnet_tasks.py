@@ -13,10 +13,10 @@ from espnet_hra.espnet.kinds import KINDS, Kind
 #: The ESPnet tasks of these tests.
 OTHERS = tuple(name for name in KINDS if name != "asr")
 
-#: Tags of s2t; a window is three seconds, its times are whole ones.
+#: Tags of s2t; a window is five seconds, its times are whole ones.
 _TAGS = ("<na>", "<nolang>", "<eng>", "<asr>", "<st_eng>", "<notimestamps>")
-_TIMES = ("<0.00>", "<1.00>", "<2.00>", "<3.00>")
-_WINDOW = {"fs": 16000, "speech_length": 3, "speech_init_silence": 0}
+_TIMES = ("<0.00>", "<1.00>", "<2.00>", "<3.00>", "<4.00>", "<5.00>")
+_WINDOW = {"fs": 16000, "speech_length": 5, "speech_init_silence": 0}
 
 _ENCODER = {
     "output_size": 16,
@@ -57,7 +57,7 @@ _BASES: dict[str, dict[str, Any]] = {
             "speech_resolution": 1,
             "notime_symbol": "<notimestamps>",
             "first_time_symbol": "<0.00>",
-            "last_time_symbol": "<3.00>",
+            "last_time_symbol": "<5.00>",
         },
     },
     "s2t_ctc": {

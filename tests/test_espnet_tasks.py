@@ -2,10 +2,14 @@
 
 import contextlib
 import math
+import pickle
+import shutil
+import zipfile
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -39,6 +43,7 @@ from espnet_hra.errors import BaseModelError, ConfigError, TaskError
 from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.kinds import KINDS
 from espnet_hra.espnet.model import encode_name
+from espnet_hra.espnet.task import espnet_task
 
 ADAPTER = "encoder.adapter."
 TASKS = ["female", "male"]
@@ -168,6 +173,16 @@ def test_both_tasks_learn_under_autocast_too(name, bases, data, tmp_path):
     assert set(heads) == {f"{ADAPTER}heads.{task}" for task in TASKS}
     assert all(v.abs().sum() > 0 for v in heads.values())
     assert all(v.dtype == torch.float32 for v in state.values())
+
+
+def test_classes_and_models_reach_other_processes(name, models):
+    """DDP and data loaders are started anew, and get what they need pickled."""
+    task = espnet_task(name)
+    assert pickle.loads(pickle.dumps(task.main_worker)) == task.main_worker
+    model = opened(models(name)).model
+    copied = pickle.loads(pickle.dumps(model))
+    assert type(copied) is type(model)
+    assert copied.encoder.tasks == tuple(TASKS)
 
 
 def test_espnets_own_training_is_refused(name, bases, data, tmp_path):
@@ -330,6 +345,36 @@ def test_a_choice_is_asked_for(name, models, data):
         speech2text(wave, utt2task=torch.from_numpy(encode_name("male")), task="male")
 
 
+@pytest.mark.parametrize("name", ["s2t", "s2t_ctc"])
+def test_long_recordings_are_decoded_with_the_task_that_was_set(name, models, data):
+    speech2text = opened(models(name), ctc_weight=0.3)
+    speech2text.lang_sym = "<eng>"
+    wave = np.concatenate(list(waves(data["test"]).values()) * 2)[: 5 * 16000]
+    with pytest.raises(TaskError, match="no task was chosen"):
+        speech2text.decode_long(wave)
+    found = set()
+    for task in (None, *TASKS):
+        speech2text.set_task(task)
+        probs = speech2text.ctc_log_probs(wave) if name == "s2t_ctc" else None
+        said_then = speech2text.decode_long(wave)
+        found.add(repr(said_then) if probs is None else repr(probs[:40].tolist()))
+    assert len(found) > 1
+
+
+def test_a_quantized_model_decodes_with_its_tasks(models, data):
+    speech2text = opened(models("s2t_ctc"), quantize_s2t_model=True)
+    exact = opened(models("s2t_ctc"))
+    wave = next(iter(waves(data["test"]).values()))
+    scores = set()
+    for task in TASKS:
+        score = float(speech2text(wave, task=task)[0][-1].score)
+        assert score == pytest.approx(
+            float(exact(wave, task=task)[0][-1].score), rel=0.1
+        )
+        scores.add(round(score, 3))
+    assert len(scores) == 2
+
+
 @pytest.mark.parametrize("greedy", ["true", "false"])
 def test_transcribe_writes_the_words_alone(
     name, greedy, models, data, tmp_path, capsys
@@ -387,6 +432,47 @@ def test_the_general_entrance_gives_the_right_class(name, models, bases):
     assert type(found) is named(KINDS[name].opens)
     assert isinstance(found, named(KINDS[name].stock))
     assert found.tasks == tuple(TASKS)
+
+
+def test_a_base_opens_without_tasks(name, bases, data):
+    found = opened(bases(name))
+    assert type(found) is named(KINDS[name].opens)
+    assert found.tasks == ()
+    with pytest.raises(TaskError, match="has no adapter"):
+        found.set_task("male")
+    with pytest.raises(TaskError, match="has no adapter"):
+        found(next(iter(waves(data["test"]).values())), task="male")
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("s2t", "decoder"),
+        ("s2t_ctc", "prompt_encoder"),
+        ("st", "extra_asr_decoder"),
+        ("slu", "ctc"),
+    ],
+)
+def test_another_base_and_a_cut_checkpoint_are_refused(
+    name, part, models, bases, tmp_path
+):
+    other, cut = tmp_path / "base", tmp_path / "cut"
+    shutil.copytree(bases(name), other)
+    state = load(other / MODEL)
+    key = next(key for key in state if key.startswith(f"{part}."))
+    state[key] = state[key] + 1e-3
+    for path in other.glob("valid.*.pth"):  # whichever is taken
+        torch.save(state, path)
+    message = f"not the base that the adapter was trained on; {part}: expected"
+    with pytest.raises(BaseModelError, match=message):
+        opened(models(name), pretrained_model=str(other))
+    shutil.copytree(models(name), cut)
+    state = load(cut / MODEL)
+    del state[f"{ADAPTER}heads.male"]
+    for path in cut.glob("valid.*.pth"):
+        torch.save(state, path)
+    with pytest.raises(BaseModelError, match="does not fit .*heads.male"):
+        opened(cut)
 
 
 def test_the_class_of_another_espnet_task_refuses_it(name, models):
@@ -447,7 +533,7 @@ def test_what_the_models_want_of_their_data(bases):
 
     assert wants("slu").frames is not None and wants("slu").ctc
     assert wants("st").frames is not None and wants("st").ctc
-    assert wants("s2t").frames is None  # whatever is given is padded to three seconds
+    assert wants("s2t").frames is None  # whatever is given is padded to five seconds
     assert wants("s2t_ctc").frames is None
     assert set(wants("s2t").tokenizer("<eng><asr> GO")) >= {"<eng>", "<asr>"}
     attention = {"src_token_list": ["a"], "model_conf": {"asr_weight": 0.3}}
@@ -482,6 +568,11 @@ def test_a_pack_needs_nothing_of_the_original(name, models, bases, data, tmp_pat
             packed.set_task(task)
             assert [said(packed(wave)) for wave in recordings] == expected
         stock = named(KINDS[name].stock).from_pretrained(str(pack), **OPTIONS)
+        with zipfile.ZipFile(pack) as members:
+            card = members.read("README.md").decode()
+        module, _, cls = KINDS[name].stock.partition(":")
+        assert f"from {module} import {cls}\n" in card
+        assert f"speech2text.{KINDS[name].attribute}_model.encoder.load_task" in card
         if name == "s2t_ctc":
             stock.lang_sym = "<eng>"
         assert [said(stock(torch.as_tensor(w))) for w in recordings] == before[None]

@@ -334,10 +334,8 @@ class Adapting(AbsTask):
             config_file = Path(model_file).parent / "config.yaml"
         config: dict[str, Any] = {}
         if config_file is not None:
-            name = cls.kind.name
-            inherited = None if base is None else open_base(base).model_config(name)
-            config = read_config(Path(config_file), inherited)
-            check_kind(name, config, str(config_file))
+            config = read_config(Path(config_file), base)
+            check_kind(cls.kind.name, config, str(config_file))
         args = argparse.Namespace(**config)
         args.init = None  # the checkpoint replaces whatever it would give
         args.pretrained_model = base or config.get("pretrained_model")

@@ -408,9 +408,7 @@ def load_base(
     return found
 
 
-def read_config(
-    config_file: Path, base: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
     """A saved configuration in which the files that it names have whole paths.
 
     ESPnet writes them as they were given where the training was started: in a recipe,
@@ -419,7 +417,7 @@ def read_config(
 
     Args:
         config_file: The configuration.
-        base: That of the model's base, which has the files that are nowhere else: an
+        base: Where the model's base is now. It has the files that are nowhere else: an
             adaptation names them where its base was.
 
     Raises:
@@ -434,9 +432,12 @@ def read_config(
             return archive.resolve(config, folder)
     folders = [*config_file.absolute().parents, *config_file.resolve().parents]
     _find_base(config, folders)
-    others = {key: place[key] for place, key in named_files(base or {})}
     for place, key in named_files(config):
-        found = _find_file(place[key], (*folders, Path.cwd())) or others.get(key)
+        found = _find_file(place[key], (*folders, Path.cwd()))
+        if found is None and base is not None:
+            other = open_base(base).config_file
+            own = {} if other is None else read_config(other)
+            found = {name: there[name] for there, name in named_files(own)}.get(key)
         if found is None:
             raise BaseModelError(
                 f"{config_file} names {place[key]}, which is neither there nor in a "

@@ -66,10 +66,7 @@ class Found:
         Raises:
             BaseModelError: It has none, or it is not readable.
         """
-        inherited = (
-            None if base is None else open_base(base).model_config(self.espnet_task)
-        )
-        return read_config(self._config_file(), inherited)
+        return read_config(self._config_file(), base)
 
     @property
     def espnet_task(self) -> str:
