@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_hra.data.audio import Conversion, convert_all
+from espnet_hra.data.lists import write_lists
 from espnet_hra.data.progress import Progress
 
 from corpus import (
@@ -317,6 +318,10 @@ def prepare_part(
             sets[name].append(utterance)
     for name, members in sets.items():
         write_kaldi_dir(folder / f"{prefix}{name}", members)
+        if part == "tasks":  # what Whisper is told
+            spoken = {u.utt_id: TASKS[u.task][0] for u in members}
+            lines = [f"{utt} {code}" for utt, code in sorted(spoken.items())]
+            write_lists(folder / name, {"utt2lang": lines})
     print(f"\n{CORPUS}, part {part}: {len(recordings)} recordings")
     print(dropped.table(sorted({recording.task for recording in recordings})))
     print(f"\n{summary(sets)}\n", flush=True)

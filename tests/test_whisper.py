@@ -14,6 +14,7 @@ import espnet_hra
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import whisper_decoding as decoding
 from espnet_hra.espnet.whisper import without_weights
+from espnet_hra.tasks import file as taskfile
 from espnet_hra.whisper import tokens
 from espnet_hra.whisper.sizes import NAMED, Sizes, sizes_of, written
 
@@ -389,3 +390,30 @@ def test_params_counts_the_decoder_as_frozen(adapted, stock, capsys):
     buffers = ("encoder.encoders.positional_embedding",)
     frozen = sum(t.numel() for key, t in state.items() if key not in buffers)
     assert f"{frozen:,}    100.000 %" in capsys.readouterr().out
+
+
+def test_a_tasks_language_goes_with_its_file(an4, stock, tmp_path):
+    """To another model that was not trained on it."""
+    from espnet_hra.commands import tasks
+
+    languages = {"female": "de", "male": "it"}
+    exp = train(an4, stock, tmp_path / "exp", max_epoch=1, languages=languages, seed=2)
+    out = tmp_path / "male.safetensors"
+    tasks.main(["export", "male", "--model", str(exp), "--out", str(out)])
+    assert taskfile.describe(out)["languages"] == ["it"]
+    config = yaml.safe_load((exp / "config.yaml").read_text())
+    config["languages"] = {}
+    config["encoder_conf"]["tasks"].remove("male")
+    (exp / "config.yaml").write_text(yaml.safe_dump(config))
+    for path in exp.glob("*.pth"):
+        if path.name != "checkpoint.pth":
+            state = torch.load(path, weights_only=True)
+            state.pop("encoder.adapter.heads.male", None)  # links lead to one file
+            torch.save(state, path)
+    tasks.main(["import", str(out), "--model", str(exp)])
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(exp), task="male")
+    (_, _, _, hypothesis), *_ = speech2text(np.asarray(waves(an4)[0]))
+    start = speech2text.converter.tokenizer.tokenizer.convert_ids_to_tokens(
+        hypothesis.yseq[:2].tolist()
+    )
+    assert start == ["<|startoftranscript|>", "<|it|>"]

@@ -42,7 +42,7 @@ option clean_text "" "fit texts to the tokens: auto (default for a folder) or no
 option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
-option pretrained_model "" "the backbone: ESPnet pack, folder, tag or checkpoint"
+option pretrained_model "" "the backbone: ESPnet pack, folder, tag, checkpoint, whisper:base"
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
@@ -54,6 +54,7 @@ option inference_args "" "more options for decoding"
 option inference_model "" "the checkpoint to decode with (default: the best one)"
 option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
+option lang "" "for Whisper, the language of all data (default: utt2lang tells it)"
 option fs "" "the sampling rate in Hz (default: the backbone's)"
 option skip_bad false "leave out what the validation finds, instead of stopping"
 parse_options "$@"
@@ -165,7 +166,10 @@ elif [ -z "${pretrained_model}" ]; then
             "one here with --train_backbone true"
     fi
 else
-    if [ -e "$(find_path "${pretrained_model}")" ]; then
+    if [[ ${pretrained_model} == whisper:*/* || ${pretrained_model} == whisper:*.pt ]]
+    then
+        pretrained_model=whisper:$(find_path "${pretrained_model#whisper:}")
+    elif [ -e "$(find_path "${pretrained_model}")" ]; then
         pretrained_model=$(find_path "${pretrained_model}")
     elif [[ ${pretrained_model} == /* || ${pretrained_model} == *.zip ||
         ${pretrained_model} == *.pth ]]; then
@@ -176,6 +180,8 @@ fi
 configs=conf
 if [ "${corpus}" = mini_an4 ] && "${train_backbone}"; then
     configs=conf/mini_an4
+elif [[ ${pretrained_model} == whisper:* ]]; then
+    configs=conf/whisper
 fi
 # What the caller names is looked for where the caller is, defaults only here.
 for item in backbone_config asr_config inference_config; do
@@ -184,7 +190,10 @@ for item in backbone_config asr_config inference_config; do
     fi
 done
 : "${backbone_config:=${configs}/train_backbone.yaml}"
-: "${inference_config:=conf/decode_greedy.yaml}"
+: "${inference_config:=${configs}/decode_greedy.yaml}"
+if [ ! -f "${inference_config}" ]; then
+    inference_config=conf/decode_greedy.yaml
+fi
 if [ "${method}" = none ]; then
     for item in asr_config variant asr_args init_adapter; do
         if [ -n "${!item}" ]; then
@@ -192,13 +201,17 @@ if [ "${method}" = none ]; then
         fi
     done
 elif [ -n "${variant}" ]; then
+    if [ "${configs}" = conf/whisper ]; then
+        usage_error "--variant is of models with a CTC: name a configuration for" \
+            "Whisper with --asr_config, like conf/whisper/train_hra.yaml"
+    fi
     if [ -n "${asr_config}" ]; then
         usage_error "--variant and --asr_config both name the adaptation: give one"
     fi
 elif [ -z "${asr_config}" ]; then
     : "${method:=hra}"
     asr_config=${configs}/train_${method}.yaml
-    if [ ! -f "${asr_config}" ]; then
+    if [ ! -f "${asr_config}" ] && [ "${configs}" != conf/whisper ]; then
         asr_config=conf/train_${method}.yaml
     fi
     if [ ! -f "${asr_config}" ]; then
@@ -269,7 +282,8 @@ dump=${dump:-${work}/dump}
 audio=${dump}/audio
 if [ -z "${clean_text}" ]; then
     clean_text=none
-    if [ "${corpus}" != "${name}" ]; then
+    # Whisper's tokens can write everything.
+    if [ "${corpus}" != "${name}" ] && [[ ${pretrained_model} != whisper:* ]]; then
         clean_text=auto
     fi
 fi
@@ -373,6 +387,9 @@ fi
 
 task_sets=(train dev test)
 all_sets=(train dev test)
+# Of the backbone: whether its tokens are Whisper's, and whether it is told a language.
+whisper=false
+multilingual=false
 eval_sets=(dev test)
 backbone_train=train
 backbone_dev=dev
@@ -486,13 +503,15 @@ train() {
 # decode FOLDER CONFIG MODEL WITH_TASKS: decode all evaluation sets in one go (starting a
 # process costs more than decoding some hundred utterances), then part the results.
 decode() {
-    local folder=$1 job jobs=() set name options=() failed=false
+    local folder=$1 job jobs=() set name options=() texts failed=false
     # What runs in the background does not hear Ctrl-C.
     trap 'kill "${jobs[@]}" 2>/dev/null; exit 130' INT TERM
     rm -rf "${folder}"
     mkdir -p "${folder}/jobs"
     if "$4"; then
         options+=(--data_path_and_name_and_type "${dump}/eval/utt2task,utt2task,text")
+    elif "${multilingual}"; then
+        options+=(--data_path_and_name_and_type "${dump}/eval/utt2lang,utt2lang,text")
     fi
     for ((job = 1; job <= inference_nj; job++)); do
         awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
@@ -528,6 +547,21 @@ decode() {
         done
     done
     rm -rf "${folder}/jobs"
+    if "${whisper}"; then
+        mapfile -t texts < <(files_of "${folder}" text "${eval_sets[@]}")
+        announce "${prepare_python}" local/fold_decoded.py \
+            --like "${dump}/train/text" "${texts[@]}"
+    fi
+}
+
+# languages: what a multilingual Whisper is told, of the tasks and of what is decoded.
+languages() {
+    local lists
+    mapfile -t lists < <(files_of "${data}" utt2lang "${task_sets[@]}" &&
+        files_of "${corpus}" utt2lang . "${task_sets[@]}")
+    "${prepare_python}" local/languages.py --lang "${lang}" --utt2lang "${lists[@]}" \
+        --utt2task "${dump}/train/utt2task" --eval "${dump}/eval" \
+        --out "${dump}/languages.json"
 }
 
 # load_backbone: its configuration and checkpoint, once chosen in stage 8.
@@ -542,6 +576,12 @@ load_backbone() {
     need "${base_model}" 8
     if [ -z "${base_digest:-}" ]; then
         base_digest=$(digest "@${base_config}" "@${base_model}")
+    fi
+    if grep -Eqx "bpemodel: '?whisper_.*" "${base_keys}"; then
+        whisper=true
+    fi
+    if grep -Eqx "bpemodel: '?whisper_multilingual'?" "${base_keys}"; then
+        multilingual=true
     fi
 }
 
@@ -791,17 +831,23 @@ stage_10() {
 }
 
 stage_11() {
-    local options=()
+    local options=() base=${base_model}
     if [ "${regime}" = new_task ]; then
         options+=(--encoder_conf adapter_conf.regime=new_task)
     fi
     if [ -n "${init_adapter}" ]; then
         options+=(--init_adapter "${init_adapter}")
     fi
+    if "${multilingual}"; then
+        options+=(--languages "$(cat "${dump}/languages.json")")
+    fi
+    if [[ ${pretrained_model} == whisper:* ]]; then
+        base=${pretrained_model} # by its name, which is the same on every machine
+    fi
     own_folder "${asr_exp}" "${key}"
     train true train dev \
         --config "${asr_config}" \
-        --pretrained_model "${base_model}" \
+        --pretrained_model "${base}" \
         --encoder_conf "tasks='${task_list//\'/\'\'}'" \
         --seed "${seed}" \
         --output_dir "${asr_exp}" \
@@ -924,12 +970,17 @@ what_next() {
         if [ "${corpus}" != mini_an4 ]; then
             again+=" --train_backbone true"
         fi
+    elif [[ ${pretrained_model} == whisper:* ]]; then
+        again+=" --pretrained_model $(printf '%q' "${pretrained_model}")"
     elif [ "${pretrained_model}" != pretrained/debian_voices.zip ]; then
         again+=" --pretrained_model $(from_there "${pretrained_model}")"
     fi
     if [ "${method}" = none ]; then
         echo "  Adapt this one"
         echo "    ${again} --method hra"
+        return
+    fi
+    if [ "${configs}" = conf/whisper ]; then
         return
     fi
     echo "  Train longer; compare with another adapter"
@@ -1067,10 +1118,15 @@ fi
 if wanted 9; then
     load_backbone
     need "${dump}/eval/wav.scp" 4
+    told=()
+    if "${multilingual}"; then
+        languages
+        told=("@${dump}/languages.json")
+    fi
     mapfile -t outputs < <(files_of "${frozen_decode}" text "${eval_sets[@]}")
     key=$(digest 9 "${base_digest}" "@${dump}/eval/wav.scp" \
         "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
-        "@${inference_config}" "${inference_args}")
+        "@${inference_config}" "${inference_args}" "${told[@]}")
     run_stage 9 "Decoding with the frozen backbone" \
         "${decode_tag}${subset:+ ${subset}}" "${key}" \
         progress stage_9 "${outputs[@]}"
@@ -1085,16 +1141,22 @@ fi
 if wanted 11; then
     load_backbone
     need "${task_list}" 4
+    told=()
+    if "${multilingual}"; then
+        languages
+        told=("@${dump}/languages.json")
+    fi
     mapfile -t key < <(contents_of "${dump}" train dev)
     key=$(digest 11 "${key[@]}" "${base_digest}" "@${asr_config}" "${asr_args}" \
         "${method}" "${regime}" "${init_adapter:+@${init_adapter}}" "${autocast}" \
-        "${seed}")
+        "${seed}" "${told[@]}")
     updates_per_epoch=$(number_of num_iters_per_epoch "${asr_config}")
     run_stage 11 "Adaptation" "${asr_tag}" "${key}" progress stage_11 \
         "${asr_exp}/config.yaml" "${asr_exp}/params.json"
 fi
 
 if wanted 12; then
+    load_backbone
     need "${asr_exp}/config.yaml" 11
     if [ -n "${inference_model}" ]; then
         asr_model=${asr_exp}/${inference_model}

@@ -177,7 +177,7 @@ class BaseModel:
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def open_base(source: str, cache: str | None = None) -> BaseModel:
+def open_base(source: str | Path, cache: str | None = None) -> BaseModel:
     """Find the checkpoint and configuration of a base.
 
     Args:
@@ -185,12 +185,14 @@ def open_base(source: str, cache: str | None = None) -> BaseModel:
             or unpacked pack, a zip of ``espnet2.bin.pack``, a tag of the model zoo or
             the Hugging Face hub, or a Whisper: ``whisper:NAME`` or ``whisper:PATH``.
         cache: Folder for unpacked and downloaded packs; None for the model zoo's own.
+            Whispers are large and kept once, in the project's own.
 
     Raises:
         BaseModelError: There is no such base, or it is incomplete.
     """
+    source = str(source)
     if is_whisper(source):
-        return _from_folder(source, open_folder(source, _cache(cache)))
+        return _from_folder(source, open_folder(source, _cache(None)))
     path = Path(source).expanduser()
     if path.suffix in (".pth", ".ckpt") and path.is_file():
         config = path.parent / "config.yaml"

@@ -174,6 +174,13 @@ class TaskAware(AbsESPnetModel):
             return contextlib.nullcontext()
         return self.encoder.use_task([n for n, keep in zip(names, kept) if keep])
 
+    def _calc_att_loss(self, encoder_out: torch.Tensor, *others: Any) -> Any:
+        """As the model's own; of Whisper, the decoder is most of the work."""
+        if self.autocast_dtype is None or not self.is_encoder_whisper:
+            return super()._calc_att_loss(encoder_out, *others)
+        with torch.autocast(encoder_out.device.type, self.autocast_dtype):
+            return super()._calc_att_loss(encoder_out, *others)
+
     def _extract_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,6 +81,11 @@ class Found:
             )
         return self.config_file
 
+    def languages(self, task: str) -> list[str] | None:
+        """The language that the training was told of a task, for its file."""
+        told = self.read_config().get("languages")
+        return [str(told[task])] if isinstance(told, dict) and task in told else None
+
     @property
     def date(self) -> str:
         """The day that its checkpoint was written, e.g. 2026-01-31."""

@@ -237,7 +237,7 @@ def _write_tasks(
             info = {
                 "date": found.date,
                 "license": about.license,
-                "languages": about.languages or None,
+                "languages": about.languages or found.languages(name),
                 "data": about.data,
                 "scores": scores_of(about.results, name) or None,
                 **encoder.task_info(name),

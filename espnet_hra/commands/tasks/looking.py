@@ -84,6 +84,7 @@ def run_export(args: argparse.Namespace) -> None:
         encoder = _encoder(found, args)
         tensors = encoder.adapter.heads.tensors(args.name)
         info.setdefault("date", found.date)
+        info.setdefault("languages", found.languages(args.name))
         content = taskfile.pack(args.name, tensors, encoder.identity(), info)
     else:
         raise unknown_task(found, args.name)

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Fold decoded texts to the characters of the transcripts, as references are.
+
+Whisper writes capitals and punctuation. Where the transcripts of a corpus have none,
+these are no errors: the case is folded and punctuation becomes spaces, for the frozen
+model and for adapted ones alike. Digits and other letters stay, and count as errors.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from espnet_hra.data.lists import read_entries, write_list
+
+from clean_text import Folding
+from corpus import one_line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fold texts in place.
+
+    Args:
+        arguments: The command line, ``sys.argv`` if None.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--like", type=Path, required=True, help="a list of transcripts"
+    )
+    parser.add_argument("texts", type=Path, nargs="+", help="lists of decoded texts")
+    args = parser.parse_args(arguments)
+    with one_line():
+        folding = Folding(frozenset("".join(read_entries(args.like).values())) - {" "})
+        for path in args.texts:
+            lines = [f"{utt} {folding(t)}" for utt, t in read_entries(path).items()]
+            write_list(path, [line.rstrip() for line in lines])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The recipe on a Whisper: languages of tasks, decoded texts, a whole run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_recipe import recipe, run, stages_that_ran  # noqa: F401
+from test_whisper_weights import openai
+
+whisper = pytest.importorskip("whisper")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def local(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "local" / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def languages(folder: Path, *more: object) -> subprocess.CompletedProcess:
+    return local(
+        "languages.py",
+        *("--utt2task", folder / "utt2task", "--eval", folder / "eval"),
+        *("--out", folder / "languages.json", *more),
+    )
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "utt2task").write_text("a-1 a\na-2 a\nb-1 b\n")
+    (tmp_path / "eval" / "utt2task").write_text("b-9 b\na-9 a\n")
+    return tmp_path
+
+
+def test_the_language_of_a_task_is_that_of_its_utterances(data):
+    (data / "utt2lang").write_text("a-1 fr\nb-1 ru\n")
+    lists = ["--utt2lang", data / "gone", data / "utt2lang"]
+    done = languages(data, *lists)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((data / "languages.json").read_text()) == {"a": "fr", "b": "ru"}
+    assert (data / "eval" / "utt2lang").read_text() == "a-9 fr\nb-9 ru\n"
+    assert languages(data, "--lang", "it").returncode == 0
+    assert json.loads((data / "languages.json").read_text()) == {"a": "it", "b": "it"}
+
+
+def test_no_language_or_several_are_refused_in_one_line(data):
+    (data / "utt2lang").write_text("a-1 fr\na-2 en\n")
+    done = languages(data, "--utt2lang", data / "utt2lang")
+    assert done.returncode and "language of b: write utt2lang" in done.stderr
+    assert "--lang CODE" in done.stderr and done.stderr.count("\n") == 1
+    (data / "utt2lang").write_text("a-1 fr\na-2 en\nb-1 en\n")
+    done = languages(data, "--utt2lang", data / "utt2lang")
+    assert "the task a has several languages (en, fr)" in done.stderr
+
+
+def test_decoded_texts_lose_what_the_transcripts_do_not_have(tmp_path):
+    (tmp_path / "like").write_text("u that's all\nv été\n")
+    (tmp_path / "text").write_text("u Press 1, That’s ALL!\nv \nw Été...\n")
+    done = local("fold_decoded.py", "--like", tmp_path / "like", tmp_path / "text")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "text").read_text() == "u press 1 that's all\nv\nw été\n"
+
+
+def test_methods_without_a_configuration_for_whisper_are_refused():
+    done = run("--pretrained_model", "whisper:base", "--method", "lora")
+    assert done.returncode and "there is no conf/whisper/train_lora.yaml" in done.stderr
+    done = run("--pretrained_model", "whisper:base", "--variant", "hra_long")
+    assert done.returncode and "name a configuration for Whisper" in done.stderr
+
+
+def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
+    from espnet_hra.encoder.adapted import wrap_encoder
+    from espnet_hra.espnet.whisper import WhisperEncoder
+    from espnet_hra.whisper.sizes import Sizes, written
+
+    config = yaml.safe_load((ROOT / "conf" / "whisper" / "train_hra.yaml").read_text())
+    sizes = Sizes(80, 1500, 32, 2, 2, 51865, 448, 32, 2, 2)
+    encoder = wrap_encoder(WhisperEncoder)(
+        input_size=1,
+        whisper_model=written(sizes),
+        tasks=["a"],
+        **config["encoder_conf"],
+    )
+    wave = torch.randn(2, 16_000, requires_grad=True)
+    out, frames, _ = encoder.train()(wave, torch.tensor([16_000, 8_000]))
+    assert out.shape == (2, 100, 32)  # with a second of silence, also under SpecAugment
+    assert frames.tolist() == [50, 25]
+    out.square().mean().backward()
+    assert encoder.adapter.heads.vector("a").grad.any()
+
+
+@pytest.mark.slow
+def test_a_whole_run(tmp_path, recipe):  # noqa: F811
+    torch.manual_seed(0)
+    from test_whisper_weights import TOY, dataclasses
+
+    model = whisper.Whisper(whisper.ModelDimensions(**dataclasses.asdict(TOY)))
+    torch.nn.init.normal_(model.decoder.positional_embedding)
+    path = openai(tmp_path, model.state_dict())
+    options = ["--python", sys.executable, "--corpus", "mini_an4", "--lang", "en"]
+    options += ["--pretrained_model", f"whisper:{path}", "--expdir", tmp_path / "exp"]
+    options += ["--asr_args", "--max_epoch 1 --num_iters_per_epoch 2"]
+    env = {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    done = run(*options, script=recipe / "run.sh", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {9, 11, 12, 13} <= set(stages_that_ran(done))
+    (exp,) = (tmp_path / "exp" / "mini_an4").glob("asr_*")
+    saved = yaml.safe_load((exp / "config.yaml").read_text())
+    assert saved["languages"] == {"female": "en", "male": "en"}
+    assert saved["pretrained_model"] == f"whisper:{path}"
+    assert saved["text_prefix"] == " "
+    again = run(*options, script=recipe / "run.sh", env=env)
+    assert again.returncode == 0 and not stages_that_ran(again)
