@@ -144,13 +144,14 @@ class _Opener:
         without_task: bool,
         recordings: Sequence[str],
     ):
+        # Imported now, while the names of ESPnet's module still mean ESPnet's classes.
+        self._opens = opener(kind.name)
         self._kind, self._extra = kind, extra
         self._without_task, self._recordings = without_task, recordings
 
     def from_pretrained(self, model_tag: str | None = None, **kwargs: Any) -> Decoding:
         """See :meth:`Decoding.from_pretrained`."""
-        opens = opener(self._kind.name)
-        opened = opens.from_pretrained(model_tag, **{**kwargs, **self._extra})
+        opened = self._opens.from_pretrained(model_tag, **{**kwargs, **self._extra})
         named = model_tag or kwargs.get(self._kind.files[0])
         check_kind(self._kind.name, vars(opened.train_args), str(named))
         if self._without_task:
