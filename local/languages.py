@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Tell the language of each task, for a multilingual Whisper.
 
-It is taken from ``--lang``, or else from lists ``utt2lang`` in Kaldi's form. What is
-written: a mapping of tasks in JSON, for the training, and an ``utt2lang`` of what is
-decoded.
+It is taken from ``--lang``, or else from lists ``utt2lang`` in Kaldi's form, or else it
+is what Whisper hears in some of the task's training utterances. What is written: a
+mapping of tasks in JSON, for the training, and an ``utt2lang`` of what is decoded.
 """
 
 import argparse
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_hra.data.lists import read_entries, write_lists
@@ -18,9 +18,18 @@ from espnet_hra.names import listing
 
 from corpus import CorpusError, one_line
 
+#: Most utterances that are heard for languages: of one task, and of all together.
+EACH, ALL = 5, 60
+
+#: Tells the languages of tasks.
+Hear = Callable[[Sequence[str]], Mapping[str, str]]
+
 
 def languages_of(
-    tasks: Mapping[str, str], spoken: Mapping[str, str], lang: str
+    tasks: Mapping[str, str],
+    spoken: Mapping[str, str],
+    lang: str,
+    hear: Hear | None = None,
 ) -> dict[str, str]:
     """The language of each task.
 
@@ -28,6 +37,7 @@ def languages_of(
         tasks: The task of each utterance.
         spoken: The language of utterances, as far as it is known.
         lang: The language of all of them; empty if it is not told.
+        hear: Tells the languages of tasks that nobody tells.
 
     Raises:
         CorpusError: A task has no language, or several.
@@ -36,7 +46,10 @@ def languages_of(
     for utterance, task in tasks.items():
         found[task].update({lang or spoken.get(utterance, "")} - {""})
     silent = [task for task in sorted(set(tasks.values())) if not found[task]]
-    if silent:
+    if silent and hear is not None:
+        for task, code in hear(silent).items():
+            found[task].add(code)
+    elif silent:
         raise CorpusError(
             f"Whisper must be told the language of {listing(silent)}: write utt2lang "
             "beside utt2spk (UTTERANCE CODE), or give --lang CODE for all"
@@ -49,6 +62,58 @@ def languages_of(
             "a task of each in utt2task, or correct utt2lang"
         )
     return {task: codes.pop() for task, codes in sorted(found.items())}
+
+
+class Listener:
+    """Hears the languages of tasks, and keeps what it has heard.
+
+    Args:
+        config: The configuration of a Whisper.
+        model: Its checkpoint.
+        folder: Training data, with ``wav.scp`` and ``utt2task``.
+        kept: A file for what has been heard.
+    """
+
+    def __init__(self, config: Path, model: Path, folder: Path, kept: Path):
+        self._config, self._model = config, model
+        self._folder, self._kept = folder, kept
+
+    def __call__(self, tasks: Sequence[str]) -> dict[str, str]:
+        """The language of each of the tasks."""
+        known: dict[str, str] = {}
+        listed = self._folder / "utt2task"
+        if self._kept.is_file() and (
+            self._kept.stat().st_mtime >= listed.stat().st_mtime
+        ):
+            known = json.loads(self._kept.read_text(encoding="utf-8"))
+        lacking = [task for task in tasks if task not in known]
+        if lacking:
+            known.update(self._hear(lacking))
+            self._kept.write_text(json.dumps(known) + "\n", encoding="utf-8")
+        return {task: known[task] for task in tasks}
+
+    def _hear(self, tasks: Sequence[str]) -> dict[str, str]:
+        from espnet_hra import Speech2Text
+        from espnet_hra.data.audio import read_audio, resample
+
+        speech2text = Speech2Text(self._config, self._model)
+        own: dict[str, list[str]] = defaultdict(list)
+        for utterance, task in read_entries(self._folder / "utt2task").items():
+            own[task].append(utterance)
+        paths = read_entries(self._folder / "wav.scp")
+        each = max(1, min(EACH, ALL // len(tasks)))
+        found = {}
+        for task in tasks:
+            # Evenly over the list, so not all of one session.
+            chosen = own[task][:: max(1, len(own[task]) // each)][:each]
+            waves = [resample(*read_audio(paths[utterance])) for utterance in chosen]
+            votes = Counter(speech2text.hear_languages(waves))
+            (found[task], count), *_ = votes.most_common(1)
+            print(
+                f"{task}: nobody tells its language; Whisper hears {found[task]} in "
+                f"{count} of {len(chosen)} utterances (utt2lang or --lang tell another)"
+            )
+        return found
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -65,6 +130,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lang", default="", help="the language of all utterances")
     parser.add_argument(
         "--eval", type=Path, required=True, help="the folder of what is decoded"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        nargs=2,
+        metavar=("CONFIG", "CHECKPOINT"),
+        help="the Whisper that hears the languages which nobody tells",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="where to write the languages of tasks"
@@ -87,7 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in args.utt2lang:
             if path.is_file():
                 spoken.update(read_entries(path))
-        languages = languages_of(read_entries(args.utt2task), spoken, args.lang)
+        hear = None
+        if args.model:
+            kept = args.out.with_name("heard_languages.json")
+            hear = Listener(*args.model, args.utt2task.parent, kept)
+        languages = languages_of(read_entries(args.utt2task), spoken, args.lang, hear)
         tasks = read_entries(args.eval / "utt2task")
         lines = [f"{utt} {languages[task]}" for utt, task in sorted(tasks.items())]
         write_lists(args.eval, {"utt2lang": lines})

@@ -7,6 +7,7 @@ import pytest
 
 from espnet_hra import cli
 from espnet_hra.files.tables import read_table
+from espnet_hra.report.examples import typical
 from espnet_hra.report.results import Row, Utterance, merge
 from espnet_hra.report.scoring import (
     Errors,
@@ -221,3 +222,29 @@ def test_times_that_cannot_be_read_are_named(corpus):
     (corpus / "times.tsv").write_bytes(b"11\tcaf\xe9\t42\n")
     said = run(corpus, "none", "bad", "--times", str(corpus / "times.tsv"))
     assert said.startswith(f"espnet-hra score: {corpus / 'times.tsv'} cannot be read")
+
+
+def test_an_example_is_the_utterance_nearest_to_its_tasks_rates():
+    said = {"u1": "a b c d", "u2": "a b c d", "u3": "a b c d", "u4": "a", "v1": "x y"}
+    before = {**said, "u1": "x x x x", "u2": "a b x x", "u4": "x"}  # 100, 50, 0, 100 %
+    after = {**said, "u1": "a b c x", "u2": "a b c x"}
+    tasks = {u: u[0] for u in said}
+    u, v = typical(said, before, after, tasks)
+    assert (u.task, u.utterance) == ("u", "u2")  # 54 % before, 15 % after
+    assert (u.said, u.before, u.after) == ("a b c d", "a b x x", "a b c x")
+    assert v.utterance == "v1"  # the only one, though short
+
+
+def test_examples_are_printed_and_stand_on_the_page(tmp_path, capsys):
+    for name, text in (("ref", "say it"), ("before", "sate"), ("after", "say | it")):
+        (tmp_path / name).write_text(f"u1 {text}\n")
+    options = ["score", "--method", "hra", "--shared_params", "1", "--task_params", "1"]
+    options += ["--ref", f"test={tmp_path}/ref", "--hyp", f"test={tmp_path}/after"]
+    options += ["--task", "me", "--out_dir", str(tmp_path / "out")]
+    assert cli.main([*options, "--before", f"test={tmp_path}/before"]) == 0
+    said = "me (u1)\n  said    say it\n  before  sate\n  after   say | it\n"
+    assert said in capsys.readouterr().out
+    page = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "## Examples" in page and "say \\| it" in page
+    with pytest.raises(SystemExit, match="--before dev=.*: there is no --ref of dev"):
+        cli.main([*options, "--before", f"dev={tmp_path}/before"])

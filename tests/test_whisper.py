@@ -196,6 +196,28 @@ def test_a_batch_of_which_only_some_languages_are_known(both_adapted, an4):
     assert heard.strip("<|>") in tokens.codes(TOY.num_languages)
 
 
+def test_the_languages_that_a_whisper_hears(both_adapted, stock, an4):
+    recordings = [np.asarray(wave) for wave in waves(an4)[:2]]
+    plain = espnet_hra.Speech2Text.from_pretrained(str(stock))
+    heard = plain.hear_languages(recordings)
+    assert heard == [plain.hear_languages([wave])[0] for wave in recordings]
+    memory, _ = plain._encode([torch.as_tensor(recordings[0])])
+    vocabulary = plain._whisper._vocabulary
+    codes = tokens.codes(TOY.num_languages)
+    start = vocabulary.convert_tokens_to_ids(["<|startoftranscript|>"])
+    with torch.no_grad():
+        scores, _ = plain.asr_model.decoder.forward_one_step(
+            torch.tensor([start]), None, memory
+        )
+    numbers = vocabulary.convert_tokens_to_ids([f"<|{code}|>" for code in codes])
+    assert heard[0] == codes[int(scores[0, numbers].argmax())]
+    # A task knows one language; what is heard is heard without it.
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(both_adapted), task="male")
+    with_task = speech2text.hear_languages(recordings)
+    speech2text.set_task(None)
+    assert with_task == speech2text.hear_languages(recordings)
+
+
 def test_beam_search_has_the_language_of_the_task(adapted, an4):
     speech2text = espnet_hra.Speech2Text.from_pretrained(
         str(adapted), beam_size=2, maxlenratio=-3.0, task="male", language="german"

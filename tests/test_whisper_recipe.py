@@ -1,6 +1,7 @@
 """The recipe on a Whisper: languages of tasks, decoded texts, a whole run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,28 @@ def test_no_language_or_several_are_refused_in_one_line(data):
     assert "the task a has several languages (en, fr)" in done.stderr
 
 
+def test_what_is_heard_is_kept_and_told_languages_win(data, monkeypatch):
+    sys.path.insert(0, str(ROOT / "local"))
+    import languages as module
+
+    listener = module.Listener(Path("c"), Path("m"), data, data / "heard.json")
+    asked = []
+
+    def hear(tasks):
+        asked.append(list(tasks))
+        return dict.fromkeys(tasks, "de")
+
+    monkeypatch.setattr(listener, "_hear", hear)
+    tasks = {"a-1": "a", "b-1": "b"}
+    for _ in range(2):
+        found = module.languages_of(tasks, {"a-1": "fr"}, "", listener)
+        assert found == {"a": "fr", "b": "de"}
+    assert asked == [["b"]]
+    os.utime(data / "heard.json", (0, 0))  # older than the tasks
+    module.languages_of(tasks, {"a-1": "fr"}, "", listener)
+    assert asked == [["b"], ["b"]]
+
+
 def test_decoded_texts_lose_what_the_transcripts_do_not_have(tmp_path):
     (tmp_path / "like").write_text("u that's all\nv été\n")
     (tmp_path / "text").write_text("u Press 1, That’s ALL!\nv \nw Été...\n")
@@ -106,7 +129,7 @@ def test_a_whole_run(tmp_path, recipe):  # noqa: F811
     model = whisper.Whisper(whisper.ModelDimensions(**dataclasses.asdict(TOY)))
     torch.nn.init.normal_(model.decoder.positional_embedding)
     path = openai(tmp_path, model.state_dict())
-    options = ["--python", sys.executable, "--corpus", "mini_an4", "--lang", "en"]
+    options = ["--python", sys.executable, "--corpus", "mini_an4"]
     options += ["--pretrained_model", f"whisper:{path}", "--expdir", tmp_path / "exp"]
     options += ["--asr_args", "--max_epoch 1 --num_iters_per_epoch 2"]
     env = {"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
@@ -115,7 +138,16 @@ def test_a_whole_run(tmp_path, recipe):  # noqa: F811
     assert {9, 11, 12, 13} <= set(stages_that_ran(done))
     (exp,) = (tmp_path / "exp" / "mini_an4").glob("asr_*")
     saved = yaml.safe_load((exp / "config.yaml").read_text())
-    assert saved["languages"] == {"female": "en", "male": "en"}
+    # Nobody tells the languages: they are what this Whisper of noise hears.
+    heard = json.loads((exp.parent / "dump" / "heard_languages.json").read_text())
+    assert saved["languages"] == heard and set(heard) == {"female", "male"}
+    assert done.stdout.count("nobody tells its language; Whisper hears") == 2
+    assert "\n  before  " in done.stdout and "\n  after   " in done.stdout
+    assert "## Examples" in (exp.parent / "RESULTS.md").read_text()
+    rows = (exp.parent / "results.tsv").read_text().splitlines()
+    assert {tuple(row.split("\t")[:3]) for row in rows if row[:4] == "none"} == {
+        ("none", task, "test") for task in heard
+    }
     assert saved["pretrained_model"] == f"whisper:{path}"
     assert saved["text_prefix"] == " "
     again = run(*options, script=recipe / "run.sh", env=env)

@@ -42,7 +42,7 @@ option clean_text "" "fit texts to the tokens: auto (default for a folder) or no
 option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
-option pretrained_model "" "the backbone: ESPnet pack, folder, tag, checkpoint, whisper:base"
+option pretrained_model "" "the backbone: whisper:base (default), debian_voices, ESPnet pack, folder or tag"
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
@@ -54,7 +54,7 @@ option inference_args "" "more options for decoding"
 option inference_model "" "the checkpoint to decode with (default: the best one)"
 option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
-option lang "" "for Whisper, the language of all data (default: utt2lang tells it)"
+option lang "" "for Whisper, the language of all data (default: utt2lang's, or what it hears)"
 option fs "" "the sampling rate in Hz (default: the backbone's)"
 option skip_bad false "leave out what the validation finds, instead of stopping"
 parse_options "$@"
@@ -148,6 +148,9 @@ if [ "${corpus}" = mini_an4 ]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 fi
 
+# The small Conformer that comes with the recipe.
+shipped=pretrained/debian_voices.zip
+
 if [ -z "${train_backbone}" ]; then
     train_backbone=false
     if [ "${corpus}" = mini_an4 ] && [ -z "${pretrained_model}" ]; then
@@ -160,10 +163,12 @@ if "${train_backbone}"; then
         usage_error "--train_backbone true and --pretrained_model exclude each other"
     fi
 elif [ -z "${pretrained_model}" ]; then
-    pretrained_model=pretrained/debian_voices.zip
+    pretrained_model=whisper:base
+elif [ "${pretrained_model}" = debian_voices ]; then
+    pretrained_model=${shipped}
     if [ ! -f "${pretrained_model}" ]; then
-        usage_error "there is no backbone: name one with --pretrained_model, or train" \
-            "one here with --train_backbone true"
+        usage_error "the backbone debian_voices is not here: train it with" \
+            "--train_backbone true, or name another one with --pretrained_model"
     fi
 else
     if [[ ${pretrained_model} == whisper:*/* || ${pretrained_model} == whisper:*.pt ]]
@@ -391,6 +396,8 @@ all_sets=(train dev test)
 whisper=false
 multilingual=false
 eval_sets=(dev test)
+# What the frozen backbone decodes: of Whisper, whose windows take long, the test set.
+frozen_sets=(dev test)
 backbone_train=train
 backbone_dev=dev
 if "${train_backbone}" && [ "${corpus}" = debian_voices ]; then
@@ -500,10 +507,11 @@ train() {
         "${@:4}"
 }
 
-# decode FOLDER CONFIG MODEL WITH_TASKS: decode all evaluation sets in one go (starting a
-# process costs more than decoding some hundred utterances), then part the results.
+# decode FOLDER CONFIG MODEL WITH_TASKS SET...: decode evaluation sets in one go (starting
+# a process costs more than decoding some hundred utterances), then part the results.
 decode() {
-    local folder=$1 job jobs=() set name options=() texts failed=false
+    local folder=$1 job jobs=() set name options=() texts lists failed=false
+    local sets=("${@:5}")
     # What runs in the background does not hear Ctrl-C.
     trap 'kill "${jobs[@]}" 2>/dev/null; exit 130' INT TERM
     rm -rf "${folder}"
@@ -513,9 +521,11 @@ decode() {
     elif "${multilingual}"; then
         options+=(--data_path_and_name_and_type "${dump}/eval/utt2lang,utt2lang,text")
     fi
+    mapfile -t lists < <(files_of "${dump}" wav.scp "${sets[@]}")
     for ((job = 1; job <= inference_nj; job++)); do
-        awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
-            "${dump}/eval/wav.scp" >"${folder}/jobs/keys.${job}"
+        sort "${lists[@]}" |
+            awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
+                >"${folder}/jobs/keys.${job}"
         if [ ! -s "${folder}/jobs/keys.${job}" ]; then
             continue
         fi
@@ -538,7 +548,7 @@ decode() {
     if "${failed}"; then
         return 1
     fi
-    for set in "${eval_sets[@]}"; do
+    for set in "${sets[@]}"; do
         mkdir -p "${folder}/${set}"
         for name in text token score; do
             cat "${folder}/jobs"/output.*/1best_recog/"${name}" |
@@ -548,7 +558,7 @@ decode() {
     done
     rm -rf "${folder}/jobs"
     if "${whisper}"; then
-        mapfile -t texts < <(files_of "${folder}" text "${eval_sets[@]}")
+        mapfile -t texts < <(files_of "${folder}" text "${sets[@]}")
         announce "${prepare_python}" local/fold_decoded.py \
             --like "${dump}/train/text" "${texts[@]}"
     fi
@@ -561,7 +571,11 @@ languages() {
         files_of "${corpus}" utt2lang . "${task_sets[@]}")
     "${prepare_python}" local/languages.py --lang "${lang}" --utt2lang "${lists[@]}" \
         --utt2task "${dump}/train/utt2task" --eval "${dump}/eval" \
-        --out "${dump}/languages.json"
+        --model "${base_config}" "${base_model}" --out "${dump}/languages.json" \
+        2>"${log_dir}/languages.txt" || {
+        tail -n 1 "${log_dir}/languages.txt" >&2
+        return 1
+    }
 }
 
 # load_backbone: its configuration and checkpoint, once chosen in stage 8.
@@ -579,6 +593,7 @@ load_backbone() {
     fi
     if grep -Eqx "bpemodel: '?whisper_.*" "${base_keys}"; then
         whisper=true
+        frozen_sets=(test)
     fi
     if grep -Eqx "bpemodel: '?whisper_multilingual'?" "${base_keys}"; then
         multilingual=true
@@ -805,13 +820,19 @@ with one_line("backbone"):
         sys.stdout = None
         sys.exit(f"error: {error}")' \
             "${pretrained_model}" "${work}/pretrained" "${work}/backbone.yaml"
-    fi >"${backbone_file}.part"
+    fi >"${backbone_file}.part" || {
+        if [[ ${pretrained_model} == whisper:* ]]; then
+            echo "Without Whisper's weights: --pretrained_model debian_voices is the" \
+                "small Conformer that comes along" >&2
+        fi
+        return 1
+    }
     mv "${backbone_file}.part" "${backbone_file}"
     sed -n 's/^/backbone: /; 2p' "${backbone_file}"
 }
 
 stage_9() {
-    decode "${frozen_decode}" "${base_config}" "${base_model}" false
+    decode "${frozen_decode}" "${base_config}" "${base_model}" false "${frozen_sets[@]}"
 }
 
 stage_10() {
@@ -856,7 +877,7 @@ stage_11() {
 }
 
 stage_12() {
-    decode "${asr_decode}" "${asr_exp}/config.yaml" "${asr_model}" true
+    decode "${asr_decode}" "${asr_exp}/config.yaml" "${asr_model}" true "${eval_sets[@]}"
 }
 
 stage_13() {
@@ -888,19 +909,24 @@ is no result. The dev set is the training set."
         options+=(--note "${note}")
     fi
     for set in "${eval_sets[@]}"; do
-        options+=(--ref "${set}=${dump}/${set}/text" --utt2task "${dump}/${set}/utt2task")
-        frozen+=(--hyp "${set}=${frozen_decode}/${set}/text")
+        options+=(--utt2task "${dump}/${set}/utt2task")
+        adapted+=(--ref "${set}=${dump}/${set}/text")
         adapted+=(--hyp "${set}=${asr_decode}/${set}/text")
+    done
+    for set in "${frozen_sets[@]}"; do
+        frozen+=(--ref "${set}=${dump}/${set}/text")
+        frozen+=(--hyp "${set}=${frozen_decode}/${set}/text")
     done
     if [ "${method}" = none ]; then
         announce "${python_words[@]}" -m espnet_hra.cli score --method none \
             "${options[@]}" "${frozen[@]}"
         return
     fi
-    if [ -e "${frozen_decode}/${eval_sets[0]}/text" ]; then
+    if [ -e "${frozen_decode}/test/text" ]; then
         announce "${python_words[@]}" -m espnet_hra.cli score --method none \
             --report false "${options[@]}" "${frozen[@]}" \
             >"${log_dir}/scoring_frozen.txt"
+        adapted+=(--before "test=${frozen_decode}/test/text")
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
@@ -970,9 +996,13 @@ what_next() {
         if [ "${corpus}" != mini_an4 ]; then
             again+=" --train_backbone true"
         fi
+    elif [[ ${pretrained_model} == whisper:base ]]; then
+        :
     elif [[ ${pretrained_model} == whisper:* ]]; then
         again+=" --pretrained_model $(printf '%q' "${pretrained_model}")"
-    elif [ "${pretrained_model}" != pretrained/debian_voices.zip ]; then
+    elif [ "${pretrained_model}" = "${shipped}" ]; then
+        again+=" --pretrained_model debian_voices"
+    else
         again+=" --pretrained_model $(from_there "${pretrained_model}")"
     fi
     if [ "${method}" = none ]; then
@@ -1123,7 +1153,7 @@ if wanted 9; then
         languages
         told=("@${dump}/languages.json")
     fi
-    mapfile -t outputs < <(files_of "${frozen_decode}" text "${eval_sets[@]}")
+    mapfile -t outputs < <(files_of "${frozen_decode}" text "${frozen_sets[@]}")
     key=$(digest 9 "${base_digest}" "@${dump}/eval/wav.scp" \
         "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
         "@${inference_config}" "${inference_args}" "${told[@]}")
@@ -1179,9 +1209,9 @@ fi
 if wanted 13; then
     load_backbone
     mapfile -t key < <(contents_of "${dump}" "${eval_sets[@]}" &&
-        files_of "${frozen_decode}" text "${eval_sets[@]}" | sed 's/^/@/')
+        files_of "${frozen_decode}" text "${frozen_sets[@]}" | sed 's/^/@/')
     if [ "${method}" = none ]; then
-        need "${frozen_decode}/${eval_sets[0]}/text" 9
+        need "${frozen_decode}/test/text" 9
         tag=none
     else
         need "${asr_decode}/${eval_sets[0]}/text" 12

@@ -43,6 +43,7 @@ _SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
 #: Keys of a plan: what their values must be, for the program and in words.
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "corpus": (lambda value: isinstance(value, str), "a name"),
+    "pretrained_model": (lambda value: isinstance(value, str), "a model"),
     "reference": (lambda value: isinstance(value, str), "the name of a method"),
     "few_tasks": (lambda value: isinstance(value, list), "a list of tasks"),
     "rates": (

@@ -265,9 +265,11 @@ class Comparison:
     # ------------------------------------------------------------------ programs
 
     def _recipe(self, *options: str) -> None:
+        model = self.plan.get("pretrained_model")
+        base = () if model is None else ("--pretrained_model", model)
         self._run(
             *("bash", "run.sh", "--corpus", self.corpus, "--expdir", str(self.expdir)),
-            *(*options, *self.options),
+            *(*base, *options, *self.options),
         )
 
     def _program(self, *words: str) -> None:

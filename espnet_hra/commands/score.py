@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_hra.data.lists import read_entries
-from espnet_hra.report import page
+from espnet_hra.report import examples, page
 from espnet_hra.report.results import FROZEN, Results, read_params
 from espnet_hra.report.scoring import ScoringError, errors_by_task, tabulate
 
@@ -52,6 +52,11 @@ def get_parser() -> argparse.ArgumentParser:
         required=True,
         metavar="SPLIT=FILE",
         help="hypotheses of a split, for each of the references",
+    )
+    parser.add_argument(
+        "--before",
+        metavar="SPLIT=FILE",
+        help="texts of the frozen backbone: a sentence of each task before and after",
     )
     parser.add_argument(
         "--utt2task", action="append", default=[], help="tasks (repeatable)"
@@ -117,6 +122,21 @@ def score(args: argparse.Namespace) -> Results:
     return results
 
 
+def _examples(args: argparse.Namespace) -> tuple[list[examples.Example], str]:
+    """A sentence of each task, and the split that it is of."""
+    if args.before is None:
+        return [], ""
+    ((split, path),) = _by_split([args.before], "--before").items()
+    found = [_by_split(given, "") for given in (args.ref, args.hyp)]
+    if split not in found[0]:
+        raise ScoringError(f"--before {args.before}: there is no --ref of {split}")
+    references, after = (read_entries(texts[split]) for texts in found)
+    utt2task = dict.fromkeys(references, args.task) if args.task is not None else {}
+    for name in args.utt2task:
+        utt2task.update(read_entries(name))
+    return examples.typical(references, read_entries(path), after, utt2task), split
+
+
 def _by_split(options: Sequence[str], name: str) -> dict[str, str]:
     """Read ``SPLIT=FILE`` options."""
     paths: dict[str, str] = {}
@@ -145,15 +165,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     folder = Path(args.out_dir)
     new = score(args)
+    shown, split = _examples(args)
     results = Results.read(folder).merged(new)
     try:
         results.write(folder)
         if args.report:
             title = args.title or folder.resolve().name
             opening = page.head(title, args.command, args.note)
-            page.write(results, folder, opening, page.times(args.times))
+            closing = page.times(args.times)
+            if shown:
+                closing = f"{examples.for_page(shown, split)}\n{closing}"
+            page.write(results, folder, opening, closing)
     except OSError as error:
         raise ScoringError(f"cannot write the results: {error}") from error
-    shown = [row for row in results.rows if row.method in (FROZEN, args.method)]
-    print(page.rate_tables(shown))
+    rows = [row for row in results.rows if row.method in (FROZEN, args.method)]
+    print(page.rate_tables(rows))
+    if shown:
+        print(examples.for_terminal(shown))
     return 0

@@ -127,6 +127,20 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             return super().__call__(wave)
 
     @torch.no_grad()
+    def hear_languages(self, speech: Sequence[Wave]) -> list[str]:
+        """The languages that Whisper hears, e.g. ``fr``.
+
+        Args:
+            speech: Utterances, (samples) each; of long ones, the beginning counts.
+
+        Raises:
+            ConfigError: The model is no Whisper of several languages.
+        """
+        if self._whisper is None:
+            raise ConfigError(f"languages cannot be heard: {NO_LANGUAGE}")
+        return self._whisper.hear([as_wave(wave) for wave in speech])
+
+    @torch.no_grad()
     def batch_decode(
         self,
         speech: Wave | Sequence[Wave],

@@ -107,6 +107,34 @@ class WhisperReader:
             return []
         return list(taskfile.describe(store.path(task)).get("languages") or ())
 
+    def hear(self, waves: Sequence[torch.Tensor]) -> list[str]:
+        """The language of each utterance, by its first window.
+
+        Args:
+            waves: Samples of each, (samples).
+
+        Raises:
+            ConfigError: This Whisper knows English alone.
+        """
+        if not self._multilingual:
+            raise ConfigError("this Whisper knows English alone: it tells no languages")
+        heard: list[str] = []
+        with self._plain():
+            for start in range(0, len(waves), _TOGETHER):
+                part = [w[: self._longest] for w in waves[start : start + _TOGETHER]]
+                memory, _ = self._speech2text._encode(part)
+                heard += self._languages(memory)
+        return heard
+
+    def _languages(self, memory: torch.Tensor) -> list[str]:
+        with self._plain():
+            return decoding.languages(
+                self._speech2text.asr_model.decoder,
+                memory,
+                self._vocabulary,
+                tokens.codes(self._sizes.num_languages),
+            )
+
     # ------------------------------------------------------------------- reading
 
     def read(self, waves: Sequence[torch.Tensor], spoken: Sequence[str]) -> list[Any]:
@@ -210,15 +238,7 @@ class WhisperReader:
         languages = list(given)
         silent = [i for i, code in enumerate(languages) if code is None]
         if silent and self._multilingual:
-            codes = tokens.codes(self._sizes.num_languages)
-            with self._plain():
-                heard = decoding.languages(
-                    self._speech2text.asr_model.decoder,
-                    memory[silent],
-                    self._vocabulary,
-                    codes,
-                )
-            for i, code in zip(silent, heard):
+            for i, code in zip(silent, self._languages(memory[silent])):
                 languages[i] = code
         return [tokens.prompt(self._vocabulary, code, self._task) for code in languages]
 
