@@ -42,7 +42,7 @@ option clean_text "" "fit texts to the tokens: auto (default for a folder) or no
 option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
-option pretrained_model "" "the backbone: whisper:base (default), debian_voices, ESPnet pack, folder or tag"
+option pretrained_model "" "the backbone: debian_voices (default), whisper:base, ESPnet pack, folder or tag"
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
@@ -162,9 +162,7 @@ if "${train_backbone}"; then
     if [ -n "${pretrained_model}" ]; then
         usage_error "--train_backbone true and --pretrained_model exclude each other"
     fi
-elif [ -z "${pretrained_model}" ]; then
-    pretrained_model=whisper:base
-elif [ "${pretrained_model}" = debian_voices ]; then
+elif [ "${pretrained_model:-debian_voices}" = debian_voices ]; then
     pretrained_model=${shipped}
     if [ ! -f "${pretrained_model}" ]; then
         usage_error "the backbone debian_voices is not here: train it with" \
@@ -990,19 +988,15 @@ what_next() {
     if [ -n "${expdir}" ]; then
         again+=" --expdir $(from_there "${expdir}")"
     fi
-    echo "  Start from another recogniser: an ESPnet pack, folder or tag"
+    echo "  Start from another recogniser: whisper:base, an ESPnet pack, folder or tag"
     echo "    ${again} --pretrained_model MODEL"
     if "${own_backbone}"; then
         if [ "${corpus}" != mini_an4 ]; then
             again+=" --train_backbone true"
         fi
-    elif [[ ${pretrained_model} == whisper:base ]]; then
-        :
     elif [[ ${pretrained_model} == whisper:* ]]; then
         again+=" --pretrained_model $(printf '%q' "${pretrained_model}")"
-    elif [ "${pretrained_model}" = "${shipped}" ]; then
-        again+=" --pretrained_model debian_voices"
-    else
+    elif [ "${pretrained_model}" != "${shipped}" ]; then
         again+=" --pretrained_model $(from_there "${pretrained_model}")"
     fi
     if [ "${method}" = none ]; then
