@@ -183,7 +183,6 @@ _DYNAMIC = {**_DECODER, "conv_wshare": 4, "conv_kernel_length": [11]}
 _INTERCTC = {"interctc_layer_idx": [1, 2], "interctc_use_conditioning": True}
 _S4 = {
     "input_layer": "embed",
-    "num_layers": 1,
     "dropinp": 0.0,
     "dropout": 0.1,
     "prenorm": True,
@@ -231,18 +230,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "conformer-attention": _conformer(_ATTENTION),
     "conformer-rnn_decoder": _conformer(_RNN_DECODER),
     "conformer-transducer": _conformer(_TRANSDUCER),
-    "conformer-multi_blank": _conformer(
-        _TRANSDUCER,
-        {
-            "model_conf": {
-                "ctc_weight": 0.3,
-                "transducer_multi_blank_durations": [2],
-                "transducer_multi_blank_sigma": 0.05,
-                "report_cer": False,
-                "report_wer": False,
-            }
-        },
-    ),
     "conformer-mask_ctc": _conformer(
         {
             "model": "maskctc",
@@ -292,7 +279,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "conformer-unnormalised": _conformer(_HYBRID, {"normalize": None}),
     "conformer-sinc": _conformer(_HYBRID, _WINDOWS, input_layer="conv2d"),
     "conformer-linear_preencoder": _conformer(
-        _HYBRID, {"preencoder": "linear", "preencoder_conf": {"output_size": 40}}
+        _HYBRID,
+        {
+            "preencoder": "linear",
+            "preencoder_conf": {"input_size": 80, "output_size": 40},
+        },
     ),
     "conformer-wav2vec_cnn": _conformer(
         _HYBRID,
@@ -480,3 +471,20 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "vgg_rnn": _of("vgg_rnn", {"hidden_size": 16, "num_layers": 1}, _RNN_DECODER),
     "vgg_rnn-gru": _of("vgg_rnn", {"rnn_type": "gru", "num_layers": 1}, _HYBRID),
 }
+
+
+def objective_of(kind: dict[str, Any]) -> str:
+    """What docs/compatibility.md calls the objective of a kind."""
+    named = {
+        "maskctc": "Mask-CTC",
+        "pit_espnet": "several speakers (PIT)",
+        "transducer": "transducer",
+        "rnn": "recurrent decoder",
+    }
+    for key in ("model", "decoder"):
+        if kind.get(key) in named:
+            return named[kind[key]]
+    if kind["model_conf"].get("interctc_weight"):
+        return "intermediate CTC, self-conditioned"
+    weight = kind["model_conf"]["ctc_weight"]
+    return {0.0: "attention", 1.0: "CTC"}.get(weight, "CTC and attention")

@@ -90,6 +90,7 @@ def test_the_python_for_asr_sh_knows_which_programs_are_ours(words, expected):
     assert translate(words.split()) == (expected or words).split()
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="asr.sh")
 def test_asr_sh_trains_with_its_own_command(an4, base, tmp_path):
     """As ESPnet's recipes issue it: the base as --init_param, all keys in a file."""
     config = yaml.safe_load((base / "config.yaml").read_text())
@@ -154,6 +155,12 @@ def test_espnets_own_adapter_is_refused_beside_ours(an4, base, tmp_path):
     assert not (tmp_path / "exp" / "config.yaml").exists()
 
 
+@pytest.mark.shows(
+    objective="transducer of asr_transducer",
+    encoder="encoder of asr_transducer",
+    entrance="train",
+    because="asr_transducer",
+)
 @pytest.mark.parametrize(
     "key, name",
     [
@@ -290,6 +297,7 @@ def test_a_file_cut_short_is_no_shorter_recording(suffix, an4, tmp_path):
     assert not (tmp_path / "target.flac").exists()
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="transcribe")
 def test_a_file_shorter_than_a_window_is_an_empty_text(model, an4, tmp_path, capsys):
     soundfile.write(tmp_path / "short.wav", np.full(100, 0.1), 16000)
     soundfile.write(tmp_path / "long.wav", np.asarray(waves(an4)[0]), 16000)
