@@ -187,8 +187,11 @@ _S4 = {
     "dropout": 0.1,
     "prenorm": True,
     "n_layers": 1,
-    "layer": [{"_name_": "s4", "measure": "legs", "channels": 1, "d_state": 8}],
-    "residual": "R",
+    "layer": [
+        {"_name_": "s4", "postact": "glu", "n_ssm": 1, "measure": "legs", "d_state": 8},
+        {"_name_": "ff", "expand": 2, "activation": "gelu", "dropout": 0.1},
+    ],
+    "residual": "residual",
     "norm": "layer",
 }
 
