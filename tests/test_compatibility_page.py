@@ -42,3 +42,15 @@ def test_rules_name_what_there_is():
         assert key in REASONS
         for axis, some in zip(AXES, values):
             assert set(some or ()) <= set(AXES[axis])
+
+
+def test_readme_and_messages_name_the_encoders_that_work():
+    from espnet_hra.names import ENCODERS as NAMED
+
+    readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    for name in NAMED:
+        assert f"{name}," in readme or f"{name};" in readme, name
+    refused = {"rnn", "vgg_rnn", "linear", "longformer", "wav2vec2", "hubert"}
+    refused |= {"hubert_pretrain", "avhubert"}
+    rows = {name for name in ENCODERS if " " not in name}
+    assert set(NAMED) == rows - refused
