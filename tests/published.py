@@ -414,6 +414,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         _HYBRID,
         {
             "model": "pit_espnet",
+            "ctc_conf": {"reduce": False},
             "model_conf": {"ctc_weight": 0.2, "num_inf": 2, "num_ref": 2},
             "preprocessor": "multi",
             "preprocessor_conf": {"text_name": ["text", "text_spk2"]},

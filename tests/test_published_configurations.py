@@ -6,6 +6,7 @@ import torch
 import yaml
 from conftest import make_base
 from published import COMMON, PUBLISHED, RECURRENT, objective_of
+from small_encoders import same_bits
 from test_objectives import _transducer_loss  # noqa: F401
 
 from espnet_hra.errors import BaseModelError
@@ -103,14 +104,13 @@ def test_a_published_configuration_is_adapted(name, base, tmp_path):
     given = batch(model)
     heard = given["speech"], given["speech_lengths"]
     model.eval(), stock.eval()
+    stock.requires_grad_(False)  # torch has other kernels where gradients are needed
     with torch.no_grad():
         expected = stock.encode(*heard)[0]
         for choice in (None, "fr_june"):
             with model.encoder.use_task(choice):
                 found = model.encode(*heard)[0]
-            assert str(found) == str(expected), choice
-            if isinstance(found, torch.Tensor):
-                assert torch.equal(found, expected)
+            assert same_bits(found, expected), choice
 
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.no_grad():  # heads begin at zero, before which no controller learns
@@ -131,11 +131,8 @@ def test_a_published_configuration_is_adapted(name, base, tmp_path):
     for task in ("it/carlo", "fr_june"):
         assert any(n.startswith(f"encoder.adapter.heads.{task}") for n in moved), moved
     after = model.state_dict()  # statistics have not moved either
-    assert all(
-        torch.equal(after[k], before[k])
-        for k in before
-        if not k.startswith("encoder.adapter.")
-    )
+    changed = {k for k in before if not same_bits(after[k], before[k])}
+    assert all(k.startswith("encoder.adapter.") for k in changed), changed
 
 
 @pytest.mark.shows(
