@@ -50,6 +50,23 @@ def test_the_help_of_our_own_commands_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", code, *own], check=True)
 
 
+@pytest.mark.parametrize("kind", ["asr", "s2t"])
+def test_decoding_starts_in_a_fresh_process_and_says_what_is_missing(kind, tmp_path):
+    """Our class is a subclass of ESPnet's, whose place it takes while decoding."""
+    gone = tmp_path / "config.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", f"espnet_hra.bin.{kind}_inference"]
+        + ["--data_path_and_name_and_type", f"{tmp_path}/wav.scp,speech,sound"]
+        + ["--output_dir", str(tmp_path / "out"), f"--{kind}_train_config", str(gone)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"{kind}_inference: {gone}: cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_command_that_is_not_there_is_refused_with_those_that_are(capsys):
     assert call("serv") == 2
     assert "'serv'" in (said := capsys.readouterr().err) and "validate" in said

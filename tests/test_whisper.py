@@ -129,6 +129,75 @@ def test_greedy_decoding_with_kept_keys_is_espnets_search_with_a_beam_of_one(
         prefix.append(token)
 
 
+@pytest.fixture(scope="module", params=["hra", "lora"])
+def both_adapted(request, an4, stock, tmp_path_factory):
+    """An adaptation of encoder and decoder, by a method that mixes tasks or one not."""
+    exp = tmp_path_factory.mktemp("both") / "exp"
+    own = {"matrices": "all", "decoder": True}
+    if request.param == "hra":
+        own = {"controller_size": 8, "decoder": True}
+    conf = {
+        "adapter": request.param,
+        "adapter_conf": own,
+        "tasks": ["female", "male"],
+    }
+    return train(
+        an4, stock, exp, max_epoch=2, optim_conf={"lr": 0.1}, encoder_conf=conf
+    )
+
+
+def test_greedy_decoding_reads_with_the_tasks_decoder(both_adapted, an4):
+    """With kept keys, what ESPnet's decoder says without, under the same task."""
+    wave = np.asarray(waves(an4)[0])
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(both_adapted), task="male")
+    ids, hypothesis = speech2text(wave)[0][2:]
+    prefix = hypothesis.yseq[:4].tolist()
+    model, forbidden = speech2text.asr_model, speech2text._whisper._without
+    differs = False
+    with torch.no_grad():
+        memory, _ = speech2text._encode([torch.as_tensor(wave)])
+        for token in ids:
+            given = torch.tensor([prefix]), None, memory
+            scores, _ = model.decoder.forward_one_step(*given)
+            assert int(scores[0].masked_fill(forbidden, -torch.inf).argmax()) == token
+            with model.encoder.use_task(None):
+                plain, _ = model.decoder.forward_one_step(*given)
+            differs = differs or not torch.allclose(plain, scores, atol=1e-4)
+            prefix.append(token)
+    assert ids and differs
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_tasks_of_a_batch_keep_their_decoders(both_adapted, an4, beam):
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(both_adapted), beam_size=beam, maxlenratio=-5.0
+    )
+    first, second = (np.asarray(wave) for wave in waves(an4)[:2])
+    recordings = [first[: len(second)], second[: len(first)], first[: len(second)]]
+    names = ["male", "female", "female"]
+    together = speech2text(recordings, task=names)
+    for wave, name, nbest in zip(recordings, names, together):
+        alone = speech2text(wave, task=name)[0]
+        assert nbest[0][2] == alone[2]
+        assert float(nbest[0][3].score) == pytest.approx(
+            float(alone[3].score), rel=1e-4
+        )
+
+
+def test_a_batch_of_which_only_some_languages_are_known(both_adapted, an4):
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(both_adapted))
+    speech2text._whisper._usual = None  # as a base that was trained on all languages
+    recordings = [torch.as_tensor(np.asarray(wave)) for wave in waves(an4)[:2]]
+    with speech2text.asr_model.encoder.use_task(["male", "female"]):
+        (first,), (second,) = speech2text._whisper.read(recordings, ["de", ""])
+    vocabulary = speech2text._whisper._vocabulary
+    told, heard = vocabulary.convert_ids_to_tokens(
+        [int(nbest[3].yseq[1]) for nbest in (first, second)]
+    )
+    assert told == "<|de|>"
+    assert heard.strip("<|>") in tokens.codes(TOY.num_languages)
+
+
 def test_beam_search_has_the_language_of_the_task(adapted, an4):
     speech2text = espnet_hra.Speech2Text.from_pretrained(
         str(adapted), beam_size=2, maxlenratio=-3.0, task="male", language="german"

@@ -132,8 +132,6 @@ class _Opener:
 
     Args:
         kind: The ESPnet task of the loop.
-        opens: Our class that opens its models. It is a subclass of the one that this
-            stands for, so it must have been imported before.
         extra: Arguments of :class:`Decoding` that ESPnet's loop does not know.
         without_task: Whether the plain backbone decodes.
         recordings: Lists of what will be decoded.
@@ -142,12 +140,13 @@ class _Opener:
     def __init__(
         self,
         kind: Kind,
-        opens: type[Decoding],
         extra: dict[str, Any],
         without_task: bool,
         recordings: Sequence[str],
     ):
-        self._kind, self._opens, self._extra = kind, opens, extra
+        # Imported now, while the names of ESPnet's module still mean ESPnet's classes.
+        self._opens = opener(kind.name)
+        self._kind, self._extra = kind, extra
         self._without_task, self._recordings = without_task, recordings
 
     def from_pretrained(self, model_tag: str | None = None, **kwargs: Any) -> Decoding:
@@ -208,7 +207,7 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
     # In archives there may be features as well, which have no rate.
     forms = ("sound", "kaldi_ark")
     recordings = [path for path, _, form in streams if form in forms]
-    stand_in = _Opener(kind, opener(kind.name), extra, without_task, recordings)
+    stand_in = _Opener(kind, extra, without_task, recordings)
     others: dict[str, Any] = dict.fromkeys(kind.opened_by, stand_in)
     program = _program(kind)
     with standing_in(program, **{kind.task: espnet_task(kind.name)}, **others):

@@ -7,7 +7,7 @@ of a pass is the one that the encoder would use.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from espnet_hra.encoder.layers import Layers
 from espnet_hra.encoder.view import view
 from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.methods.base import Backbone
+from espnet_hra.methods.substitution import Change, changed
 
 #: Where ESPnet's decoders with attention keep their layers: its own, and Whisper's.
 _PATHS = ("decoders", "decoders.blocks")
@@ -49,14 +50,39 @@ class AdaptedDecoder(torch.nn.Module):
         Raises:
             TaskError: Several tasks and no choice, or a choice that does not fit.
         """
-        (encoder,) = self._encoder
         function: Callable[..., Any] = getattr(self.decoder_class, entry)
+        rows = (args[0] if args else next(iter(kwargs.values()))).size(0)
+        return self.run_on_view(function, rows, args, kwargs, entry == "forward")
+
+    def run_on_view(
+        self,
+        function: Callable[..., Any],
+        rows: int,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+        parts: bool = False,
+        also: Mapping[str, Change] | None = None,
+    ) -> Any:
+        """Any function of a decoder, with the tasks in force.
+
+        Args:
+            function: Its first argument is the decoder as the tasks have it.
+            rows: Utterances or hypotheses of the batch.
+            args: Its other arguments.
+            kwargs: Those by name.
+            parts: Whether the batch may run in parts, one for each task.
+            also: What else is changed in the decoder for this pass, by dotted path.
+
+        Raises:
+            TaskError: Several tasks and no choice, or a choice that does not fit.
+        """
+        (encoder,) = self._encoder
+        kwargs = kwargs or {}
         with encoder.adapter.heads.hold():
-            rows = (args[0] if args else next(iter(kwargs.values()))).size(0)
             names = encoder.tasks_of_batch(rows)
             if len(set(names)) < 2 or encoder.adapter.mixes:
-                return self._one_pass(function, names, args, kwargs)
-            if entry != "forward":
+                return self._one_pass(function, names, args, kwargs, also)
+            if not parts:
                 raise TaskError(
                     f"adapter: {encoder.adapter.config['adapter']} searches with one "
                     f"task at a time, and was given {', '.join(dict.fromkeys(names))}; "
@@ -74,15 +100,18 @@ class AdaptedDecoder(torch.nn.Module):
         names: tuple[str, ...],
         args: Sequence[Any],
         kwargs: dict[str, Any],
+        also: Mapping[str, Change] | None = None,
     ) -> Any:
         (encoder,) = self._encoder
+        also = also or {}
         part = encoder.adapter.decoder
         assert part is not None, "given by attach"
         if not names:
-            return function(view(self, self.layer_list, None, {}), *args, **kwargs)
+            return function(view(self, self.layer_list, None, also), *args, **kwargs)
         after_layer = part.begin(names, encoder.adapter.pass_dtype())
-        changes = part.changes_for(names[0])
-        prepared = view(self, self.layer_list, after_layer, changes)
+        own = part.changes_for(names[0])
+        decoder = changed(self, own) if own else self
+        prepared = view(decoder, self.layer_list, after_layer, also)
         try:
             return function(prepared, *args, **kwargs)
         finally:

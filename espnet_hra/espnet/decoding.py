@@ -18,12 +18,13 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
-from espnet_hra.errors import ConfigError, TaskError
+from espnet_hra.errors import BaseModelError, ConfigError, TaskError
 from espnet_hra.espnet.inputs import Wave, batch_names, check_greedy, named
 from espnet_hra.espnet.kinds import KINDS, adaptable
 from espnet_hra.espnet.models import Found, find_model, find_tasks
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.task import espnet_task
+from espnet_hra.files.config import read_yaml
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.store import FOLDER, TaskStore, check_name
@@ -112,6 +113,9 @@ class Decoding:
     ):
         if ctc_greedy:
             kwargs = {**kwargs, **self.greedy_options}
+        config_file = args[0] if args else kwargs.get(self._kind().files[0])
+        if config_file is not None and ready is None:
+            read_yaml(Path(config_file), BaseModelError)  # ESPnet's errors are raw
         with contextlib.ExitStack() as stack:
             for (module, name), kind in self.built_by.items():
                 builder = _Builder(kind, pretrained_model, ready)

@@ -1,10 +1,10 @@
 """Whisper's decoding: prompts by task, greedy and batched, and no endless repetition.
 
-The decoder's keys and values are kept from step to step, in a view of the decoder that
-belongs to one batch. Its layers are called as ESPnet calls them, so whatever follows a
-layer there (an adapter) follows it here.
+The decoder's keys and values are kept from step to step. Its layers are called as
+ESPnet calls them, so whatever follows a layer there (an adapter) follows it here.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from espnet_hra.encoder.attention_decoder import AdaptedDecoder
 from espnet_hra.methods.substitution import changed
 from espnet_hra.whisper.tokens import END, START, Vocabulary
 
@@ -41,66 +42,66 @@ class Text:
     score: float
 
 
+#: What the decoder's projections have returned so far, by their path.
+Kept = dict[str, torch.Tensor]
+
+
 class _Growing:
     """A projection of the decoder's self-attention that keeps what it has returned."""
 
-    def __init__(self, linear: torch.nn.Module):
-        self._linear = linear
-        self._kept: torch.Tensor | None = None
+    def __init__(self, kept: Kept, path: str, linear: torch.nn.Module):
+        self._kept, self._path, self._linear = kept, path, linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         new = self._linear(x)
-        kept = new if self._kept is None else torch.cat([self._kept, new], dim=1)
-        self._kept = kept
-        return kept
+        if self._path in self._kept:
+            new = torch.cat([self._kept[self._path], new], dim=1)
+        self._kept[self._path] = new
+        return new
 
 
-class _Once:
+class _Once(_Growing):
     """A projection of the encoder's output, which is the same in every step."""
 
-    def __init__(self, linear: torch.nn.Module):
-        self._linear = linear
-        self._kept: torch.Tensor | None = None
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._kept is None:
-            self._kept = self._linear(x)
-        return self._kept
-
-
-def remembering(decoder: Any) -> Any:
-    """A view of ESPnet's Whisper decoder that keeps keys and values between steps.
-
-    Args:
-        decoder: ``OpenAIWhisperDecoder``; it is left as it is. Its layers are
-            ``decoder.decoders.blocks``.
-    """
-    kinds = {"attn": _Growing, "cross_attn": _Once}
-    return changed(
-        decoder,
-        {
-            f"decoders.blocks.{i}.{part}.{name}": kind
-            for i in range(len(decoder.decoders.blocks))
-            for part, kind in kinds.items()
-            for name in ("key", "value")
-        },
-    )
+        if self._path not in self._kept:
+            self._kept[self._path] = self._linear(x)
+        return self._kept[self._path]
 
 
 def step(
-    decoder: Any, tokens: torch.Tensor, before: int, memory: torch.Tensor
+    decoder: Any, kept: Kept, tokens: torch.Tensor, before: int, memory: torch.Tensor
 ) -> torch.Tensor:
-    """What comes next, by a decoder of :func:`remembering`.
+    """What comes next, with the tasks in force.
 
     Args:
-        decoder: The view.
-        tokens: Tokens that it has not seen yet, (b, n).
+        decoder: ESPnet's Whisper decoder, which may be adapted; it is left as it is.
+        kept: Keys and values of the batch; empty at its first step.
+        tokens: Tokens that the decoder has not seen yet, (b, n).
         before: How many it has seen.
         memory: Output of the encoder, (b, frames, d).
 
     Returns:
         Logits, (b, vocabulary).
     """
+    remember = {
+        (path := f"decoders.blocks.{i}.{part}.{name}"): functools.partial(
+            kind, kept, path
+        )
+        for i in range(len(decoder.decoders.blocks))
+        for part, kind in (("attn", _Growing), ("cross_attn", _Once))
+        for name in ("key", "value")
+    }
+    args = (tokens, before, memory)
+    if not isinstance(decoder, AdaptedDecoder):
+        return _step(changed(decoder, remember), *args)
+    logits: torch.Tensor = decoder.run_on_view(_step, len(tokens), args, also=remember)
+    return logits
+
+
+def _step(
+    decoder: Any, tokens: torch.Tensor, before: int, memory: torch.Tensor
+) -> torch.Tensor:
     inner = decoder.decoders
     x = inner.token_embedding(tokens)
     x = x + inner.positional_embedding[before : before + tokens.size(1)]
@@ -142,7 +143,7 @@ def greedy(
     Returns:
         A text for each utterance.
     """
-    view = remembering(decoder)
+    kept: Kept = {}
     room = decoder.decoders.positional_embedding.size(0) - len(prompts[0])
     limits = [min(room, int(_TOKENS + _TOKENS_PER_SECOND * s)) for s in seconds]
     ids: list[list[int]] = [[] for _ in prompts]
@@ -152,7 +153,9 @@ def greedy(
     before = 0
     without = without.to(memory.device)
     while open_:
-        logits = step(view, tokens, before, memory).masked_fill(without, -torch.inf)
+        logits = step(decoder, kept, tokens, before, memory).masked_fill(
+            without, -torch.inf
+        )
         before += tokens.size(1)
         best, chosen = logits.log_softmax(dim=-1).max(dim=-1)
         tokens = chosen[:, None]
@@ -195,7 +198,7 @@ def languages(
     start = vocabulary.convert_tokens_to_ids(START)
     tokens = torch.full((memory.size(0), 1), start, device=memory.device)
     numbers = vocabulary.convert_tokens_to_ids([f"<|{code}|>" for code in codes])
-    logits = step(remembering(decoder), tokens, 0, memory)[:, numbers]
+    logits = step(decoder, {}, tokens, 0, memory)[:, numbers]
     return [codes[i] for i in logits.argmax(dim=-1).tolist()]
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -137,15 +138,31 @@ class WhisperReader:
             for own, name, language in zip(pieces, names, spoken)
             for wave in own
         ]
-        found: list[Any] = []
+        found: list[Any] = [None] * len(flat)
         together = max(_TOGETHER, len(waves))
-        for start in range(0, len(flat), together):
-            found += self._batch(flat[start : start + together])
+        for rows in self._groups([name for _, name, _ in flat]):
+            for start in range(0, len(rows), together):
+                part = rows[start : start + together]
+                for row, nbest in zip(part, self._batch([flat[i] for i in part])):
+                    found[row] = nbest
         results, at = [], 0
         for own in pieces:
             results.append(_joined(found[at : at + len(own)]))
             at += len(own)
         return results
+
+    def _groups(self, names: Sequence[str | None]) -> list[list[int]]:
+        """What is read together: all, or each task's own if its decoder is its own."""
+        adapter = getattr(self._speech2text.asr_model.encoder, "adapter", None)
+        if adapter is None or adapter.decoder is None:
+            return [list(range(len(names)))]
+        # Hypotheses of a beam search do not say whose utterance they are.
+        if adapter.mixes and not self._beam:
+            return [list(range(len(names)))]
+        return [
+            [i for i, other in enumerate(names) if other == name]
+            for name in dict.fromkeys(names)
+        ]
 
     @property
     def _longest(self) -> int:
@@ -160,7 +177,9 @@ class WhisperReader:
         languages = [self.language_of(name, spoken) for _, name, spoken in pieces]
         if names[0] is None:  # no adapter, or it is switched off
             return self._texts(waves, languages)
-        with self._speech2text.asr_model.encoder.use_task(names):
+        # One name serves all rows: a beam has more of them than utterances.
+        choice = names[0] if len(set(names)) == 1 else names
+        with self._speech2text.asr_model.encoder.use_task(choice):
             return self._texts(waves, languages)
 
     def _texts(
@@ -192,15 +211,23 @@ class WhisperReader:
         silent = [i for i, code in enumerate(languages) if code is None]
         if silent and self._multilingual:
             codes = tokens.codes(self._sizes.num_languages)
-            heard = decoding.languages(
-                self._speech2text.asr_model.decoder,
-                memory[silent],
-                self._vocabulary,
-                codes,
-            )
+            with self._plain():
+                heard = decoding.languages(
+                    self._speech2text.asr_model.decoder,
+                    memory[silent],
+                    self._vocabulary,
+                    codes,
+                )
             for i, code in zip(silent, heard):
                 languages[i] = code
         return [tokens.prompt(self._vocabulary, code, self._task) for code in languages]
+
+    def _plain(self) -> AbstractContextManager[Any]:
+        """Within, the decoder is Whisper's own: a task has learned one language."""
+        encoder = self._speech2text.asr_model.encoder
+        if isinstance(encoder, AdaptedEncoder):
+            return encoder.use_task(None)
+        return nullcontext()
 
     def _result(
         self, text: decoding.Text, prompt: Sequence[int], device: torch.device
