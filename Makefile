@@ -16,7 +16,7 @@ PYTEST_ARGS :=
 
 SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
 
-.PHONY: help venv run test test-slow lint docs clean
+.PHONY: help venv run test test-slow lint compatibility docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1	/p' Makefile | expand -t 12
@@ -56,6 +56,11 @@ lint: $(STAMP)  ## check style, types, imports and docs
 	@$(BIN)/python -m mypy
 	@$(BIN)/mkdocs build --strict --quiet --site-dir "$$(mktemp -d)"
 	@echo "Style, types, imports and docs: fine"
+
+compatibility: $(STAMP)  ## write docs/compatibility.md from what the tests show
+	@$(BIN)/python -m pytest --collect-only -q -p no:cov \
+	    --compatibility docs/compatibility.md > /dev/null
+	@echo docs/compatibility.md
 
 docs: $(STAMP)  ## build the pages of docs/ as a site, in build/site
 	@$(BIN)/mkdocs build --strict --quiet --site-dir build/site

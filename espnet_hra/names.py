@@ -10,7 +10,20 @@ from espnet_hra.errors import TaskError
 PREFIX = "hra_"
 
 #: ESPnet's encoders that are known to work, for messages; others are tried.
-ENCODERS = ("conformer", "transformer", "branchformer", "e_branchformer")
+ENCODERS = (
+    "conformer",
+    "transformer",
+    "branchformer",
+    "e_branchformer",
+    "e_branchformer_ctc",
+    "multiconv_conformer",
+    "contextual_block_conformer",
+    "contextual_block_transformer",
+    "transformer_multispkr",
+    "whisper",
+    "beats",
+    "torchaudiohubert",
+)
 
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

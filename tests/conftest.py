@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from compatibility import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 

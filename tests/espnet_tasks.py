@@ -46,6 +46,14 @@ _COMMON: dict[str, Any] = {
     "seed": 1,
 }
 _BASES: dict[str, dict[str, Any]] = {
+    "asr": {
+        "encoder": "conformer",
+        "encoder_conf": _CONFORMER,
+        "decoder": "transformer",
+        "decoder_conf": _DECODER,
+        "model_conf": {"ctc_weight": 0.5},
+        "token_type": "bpe",
+    },
     "s2t": {
         "encoder": "transformer",
         "encoder_conf": _ENCODER,
@@ -169,7 +177,13 @@ def _tokens(kind: Kind, data: dict[str, Path], folder: Path) -> dict[str, Any]:
 
 def streams(kind: Kind, data: dict[str, Path], tasks: bool) -> list[str]:
     """Options that name training and validation data."""
-    texts = {"s2t": "text", "s2t_ctc": "text", "st": "translation", "slu": "intent"}
+    texts = {
+        "asr": "src_text",
+        "s2t": "text",
+        "s2t_ctc": "text",
+        "st": "translation",
+        "slu": "intent",
+    }
     names = {"wav.scp": ("speech", "sound"), texts[kind.name]: ("text", "text")}
     if kind.prefix == "s2t":
         names |= {"text_ctc": ("text_ctc", "text"), "text_prev": ("text_prev", "text")}

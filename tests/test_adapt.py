@@ -149,6 +149,7 @@ def test_a_broken_task_does_not_stop_the_others(first):
     assert not (first / "tasks" / "broken.safetensors").exists()
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="adapt")
 def test_the_folder_is_a_model_with_the_tasks(first, joint, an4, capsys):
     speech2text = espnet_hra.Speech2Text.from_pretrained(
         str(first), task="b.2", ctc_greedy=True, ctc_weight=1.0

@@ -266,6 +266,11 @@ def exp(request, an4, tmp_path_factory):
     return base, exp
 
 
+@pytest.mark.shows(
+    encoder="conformer",
+    objective="attention, adapted decoder",
+    entrance=("train", "Speech2Text"),
+)
 def test_a_training_adapts_both_and_a_mixed_batch_decodes(exp, an4):
     base, folder = exp
     state = torch.load(folder / "valid.loss.best.pth", weights_only=True)
@@ -301,6 +306,11 @@ def test_a_model_without_a_decoder_is_refused(an4, base, tmp_path):
         asr_train.main(options(an4, base, tmp_path / "exp", encoder_conf=conf))
 
 
+@pytest.mark.shows(
+    encoder="conformer",
+    objective="attention, adapted decoder",
+    entrance=("pack", "tasks add"),
+)
 def test_a_pack_and_a_new_task_hold_the_decoder_too(exp, an4, tmp_path):
     base, folder = exp
     pack.main(

@@ -227,6 +227,7 @@ def test_models_that_do_not_recognise_speech(tmp_path, config, message):
         check_adaptable(found)
 
 
+@pytest.mark.shows(encoder="vgg_rnn", entrance="recipe", because="recurrent")
 def test_the_recipe_stops_before_it_computes_anything(tmp_path):
     config = {"encoder": "vgg_rnn", "token_list": ["<blank>", "a"]}
     source = with_config(tmp_path / "recurrent", config)

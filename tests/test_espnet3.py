@@ -413,6 +413,7 @@ def test_a_base_in_the_recipe_is_named_by_its_place(trained, recipe, base, tmp_p
     assert saved["pretrained_model"] == str(recipe / "exp" / "base")
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="ESPnet3")
 def test_training_moves_the_adapter_only(trained, base):
     found = open_base(str(trained))
     assert found.model_file.name == "valid.loss.ave_3best.pth"

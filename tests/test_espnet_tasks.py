@@ -144,6 +144,7 @@ def said(nbest) -> tuple[list[int], str]:
 # ----------------------------------------------------------------------- training
 
 
+@pytest.mark.shows(objective="{name}", entrance="train")
 def test_the_base_stays_as_it_is(name, models, bases):
     model, base = models(name), bases(name)
     assert all(key.startswith(ADAPTER) for key in load(model / "latest.pth"))
@@ -244,6 +245,9 @@ def test_translation_keeps_its_ctc(bases, data, tmp_path):
         import_module("espnet_hra.bin.st_train").main(cmd)
 
 
+@pytest.mark.shows(
+    encoder="e_branchformer_ctc", objective="s2t_ctc", entrance="in Python"
+)
 @pytest.mark.parametrize("adapter", METHOD_CONFS)
 def test_prompts_go_with_their_utterances(adapter):
     """Methods that serve one task at a time take OWSM-CTC's batches apart."""
@@ -292,6 +296,7 @@ def test_without_a_task_it_is_espnets_own(name, models, bases, data, tmp_path):
     assert scores[0] != scores[1]
 
 
+@pytest.mark.shows(objective="{name}", entrance="decode")
 def test_each_utterance_has_its_task(name, models, data, tmp_path):
     stream = "--data_path_and_name_and_type"
     folder = data["train"]
@@ -310,6 +315,7 @@ def test_each_utterance_has_its_task(name, models, data, tmp_path):
     assert alone["female"] != alone["male"]
 
 
+@pytest.mark.shows(objective=("s2t", "s2t_ctc", "st", "slu"), entrance="Speech2Text")
 @pytest.mark.parametrize("greedy", [False, True])
 def test_a_list_may_mix_tasks(name, greedy, models, data):
     speech2text = opened(models(name), ctc_greedy=greedy)
@@ -361,6 +367,9 @@ def test_long_recordings_are_decoded_with_the_task_that_was_set(name, models, da
     assert len(found) > 1
 
 
+@pytest.mark.shows(
+    encoder="e_branchformer_ctc", objective="s2t_ctc", entrance="--quantize_asr_model"
+)
 def test_a_quantized_model_decodes_with_its_tasks(models, data):
     speech2text = opened(models("s2t_ctc"), quantize_s2t_model=True)
     exact = opened(models("s2t_ctc"))
@@ -375,6 +384,7 @@ def test_a_quantized_model_decodes_with_its_tasks(models, data):
     assert len(scores) == 2
 
 
+@pytest.mark.shows(objective="{name}", entrance="transcribe")
 @pytest.mark.parametrize("greedy", ["true", "false"])
 def test_transcribe_writes_the_words_alone(
     name, greedy, models, data, tmp_path, capsys
@@ -483,6 +493,7 @@ def test_the_class_of_another_espnet_task_refuses_it(name, models):
             cls(asr_train_config=config, asr_model_file=model)
 
 
+@pytest.mark.shows(objective="slu", entrance="tasks add", because="asr alone")
 def test_a_task_of_another_espnet_task_is_not_added(models, data):
     words = ("tasks", "add", "new", str(data["train"]), "--model", str(models("slu")))
     with pytest.raises(SystemExit, match="of the ESPnet task slu, which would become"):
@@ -518,6 +529,7 @@ def test_options_of_another_espnet_task_are_named(models, data, tmp_path):
         s2t_inference.main([*cmd, "--task", "male"])
 
 
+@pytest.mark.shows(objective="{name}", entrance="asr.sh")
 def test_espnets_scripts_reach_our_programs(name):
     kind = KINDS[name]
     for theirs, ours in ((kind.train, "train"), (kind.inference, "inference")):
@@ -550,6 +562,7 @@ def test_params_counts_any_model(name, models, capsys):
 # -------------------------------------------------------------------------- packs
 
 
+@pytest.mark.shows(objective="{name}", entrance="pack")
 def test_a_pack_needs_nothing_of_the_original(name, models, bases, data, tmp_path):
     recordings = list(waves(data["test"]).values())[:2]
     speech2text = opened(models(name))

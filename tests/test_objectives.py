@@ -78,6 +78,7 @@ def adapted(request, an4, tmp_path_factory):
     return request.param, base, exp
 
 
+@pytest.mark.shows(encoder="conformer", objective="{adapted}", entrance="train")
 def test_the_adapter_learns_and_the_base_stays(adapted, an4):
     _, base, exp = adapted
     state = torch.load(exp / "valid.loss.best.pth", weights_only=True)
@@ -88,6 +89,7 @@ def test_the_adapter_learns_and_the_base_stays(adapted, an4):
     assert set(saved["base_fingerprint"]) >= {"encoder", "frontend"}
 
 
+@pytest.mark.shows(encoder="conformer", objective="{adapted}", entrance="Speech2Text")
 def test_it_decodes_with_each_task_and_without_one_as_the_base(adapted, an4):
     objective, base, exp = adapted
     beam = {"beam_size": 2, "maxlenratio": -5.0}
@@ -117,6 +119,11 @@ def test_it_decodes_with_each_task_and_without_one_as_the_base(adapted, an4):
     assert [ids(one) for one in both] == [said["male"], said["female"]]
 
 
+@pytest.mark.shows(
+    encoder="conformer",
+    objective=("CTC", "CTC and attention"),
+    entrance="--quantize_asr_model",
+)
 def test_a_quantized_model_decodes_with_its_tasks(adapted, an4):
     objective, _, exp = adapted
     if objective not in ("ctc", "hybrid"):

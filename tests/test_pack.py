@@ -91,6 +91,7 @@ def test_a_base_pack_opens_and_says_the_same(packed, model, recordings):
         assert texts(speech2text, recordings, task) == texts(before, recordings, task)
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="pack")
 def test_a_base_pack_is_whole_without_anything_else(packed, tmp_path, recordings):
     """In another folder, unpacked; nothing of this machine is in it."""
     folder = tmp_path / "unpacked"

@@ -466,6 +466,7 @@ def test_a_copy_stands_on_its_own(tmp_path, capsys):
         cli.main(["recipe", str(RECIPE)[: -len("/hra_asr")], "--force", "true"])
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="recipe")
 @pytest.mark.slow
 def test_mini_an4_from_data_to_results(recipe, tmp_path):
     """All stages; then what another seed redoes, and what a kill leaves behind."""

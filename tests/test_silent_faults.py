@@ -1,6 +1,7 @@
 """What would go wrong in silence, or end with somebody else's traceback."""
 
 import argparse
+import io
 import math
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import soundfile
 import torch
 import yaml
 from conftest import BASE_CONFIG, make_base
+from published import COMMON, PUBLISHED
 from small_encoders import DIM, WIDTH, adapted_encoder, batch, loss_of
 from test_training import ADAPTATION, options, streams, train, waves
 
@@ -90,6 +92,7 @@ def test_the_python_for_asr_sh_knows_which_programs_are_ours(words, expected):
     assert translate(words.split()) == (expected or words).split()
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="asr.sh")
 def test_asr_sh_trains_with_its_own_command(an4, base, tmp_path):
     """As ESPnet's recipes issue it: the base as --init_param, all keys in a file."""
     config = yaml.safe_load((base / "config.yaml").read_text())
@@ -154,6 +157,12 @@ def test_espnets_own_adapter_is_refused_beside_ours(an4, base, tmp_path):
     assert not (tmp_path / "exp" / "config.yaml").exists()
 
 
+@pytest.mark.shows(
+    objective="transducer of asr_transducer",
+    encoder="encoder of asr_transducer",
+    entrance="train",
+    because="asr_transducer",
+)
 @pytest.mark.parametrize(
     "key, name",
     [
@@ -277,6 +286,50 @@ def test_decoding_refuses_recordings_of_another_rate(rate, model, an4, tmp_path)
     assert not (tmp_path / "out" / "1best_recog").exists()
 
 
+@pytest.fixture
+def archive(an4, tmp_path):
+    """AN4's training data in archives, as asr.sh has them with --audio_format wav.ark.
+
+    Their rate is another: 8,000 Hz.
+    """
+    folder = tmp_path / "arks"
+    folder.mkdir()
+    for name in ("text", "utt2task"):
+        (folder / name).write_text((an4["train"] / name).read_text())
+    ids = [line.split()[0] for line in (an4["train"] / "wav.scp").open()]
+    entries = []
+    with open(folder / "data.ark", "wb") as ark:
+        for key, wave in zip(ids, waves(an4)):
+            ark.write(f"{key} ".encode())
+            entries.append(f"{key} {folder / 'data.ark'}:{ark.tell()}\n")
+            held = io.BytesIO()
+            soundfile.write(held, np.asarray(wave), 8000, format="WAV")
+            ark.write(held.getvalue())
+    (folder / "wav.scp").write_text("".join(entries))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["sound", "kaldi_ark"])
+def test_decoding_refuses_archives_of_another_rate(form, model, archive, tmp_path):
+    words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
+    words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
+    words += ["--output_dir", str(tmp_path / "out"), "--ctc_greedy", "true"]
+    words += ["--data_path_and_name_and_type", f"{archive / 'wav.scp'},speech,{form}"]
+    with pytest.raises(SystemExit, match="has 8,000 Hz, and the model wants 16,000"):
+        cli.main(["decode", *words])
+    assert not (tmp_path / "out" / "1best_recog").exists()
+
+
+def test_training_checks_recordings_in_archives(an4, base, archive, tmp_path):
+    words = options({**an4, "train": archive}, base, tmp_path / "exp", check_data=True)
+    words = [word.replace("speech,sound", "speech,kaldi_ark") for word in words]
+    words = [w.replace("kaldi_ark", "sound") if "dev" in w else w for w in words]
+    from espnet_hra.bin import asr_train
+
+    with pytest.raises(DataError, match="(?s)train data.*sample rate.*8000 Hz"):
+        asr_train.main(words)
+
+
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".aiff"])
 def test_a_file_cut_short_is_no_shorter_recording(suffix, an4, tmp_path):
     path = tmp_path / f"cut{suffix}"
@@ -290,6 +343,7 @@ def test_a_file_cut_short_is_no_shorter_recording(suffix, an4, tmp_path):
     assert not (tmp_path / "target.flac").exists()
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="transcribe")
 def test_a_file_shorter_than_a_window_is_an_empty_text(model, an4, tmp_path, capsys):
     soundfile.write(tmp_path / "short.wav", np.full(100, 0.1), 16000)
     soundfile.write(tmp_path / "long.wav", np.asarray(waves(an4)[0]), 16000)
@@ -314,6 +368,15 @@ def test_greedy_decoding_of_a_model_without_ctc_is_refused(an4, tmp_path):
     }
     folder = make_base(tmp_path / "attention", an4["tokens"], config)
     with pytest.raises(ConfigError, match="has no CTC .*beam search"):
+        espnet_hra.Speech2Text.from_pretrained(str(folder), ctc_greedy=True)
+
+
+def test_greedy_decoding_of_several_speakers_is_refused(tmp_path):
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("<blank>\n<unk>\nA\nB\n<sos/eos>\n")
+    config = {**COMMON, **PUBLISHED["two_speakers"]}
+    folder = make_base(tmp_path / "two", tokens, config)
+    with pytest.raises(ConfigError, match="several speakers at once .PIT.*beam search"):
         espnet_hra.Speech2Text.from_pretrained(str(folder), ctc_greedy=True)
 
 

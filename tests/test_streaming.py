@@ -56,6 +56,11 @@ def in_chunks(speech2text, wave, size=4000, between=lambda i: None):
     return results[0][0]
 
 
+@pytest.mark.shows(
+    encoder="contextual_block_conformer",
+    objective=("CTC", "CTC and attention"),
+    entrance=("train", "streaming"),
+)
 def test_a_stream_says_what_the_whole_utterance_says_for_each_task(model, an4):
     speech2text = opened(model)
     assert set(speech2text.tasks) == {"female", "male"}
@@ -92,6 +97,7 @@ def test_without_a_choice_among_several_a_stream_does_not_begin(model, an4):
         speech2text(np.zeros((2, 4000)))
 
 
+@pytest.mark.shows(encoder="conformer", entrance="streaming", because="not streaming")
 def test_a_base_that_does_not_stream_is_refused(base, an4, tmp_path):
     exp = train(an4, base, tmp_path / "exp", max_epoch=1)
     with pytest.raises(ConfigError, match="not a streaming encoder.*contextual_block"):

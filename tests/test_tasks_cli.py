@@ -404,6 +404,7 @@ def kaldi(an4, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="tasks add")
 def test_a_task_is_added_in_one_command(
     model, an4, tmp_path, recordings, capsys, monkeypatch
 ):

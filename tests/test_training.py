@@ -103,6 +103,7 @@ def seen(monkeypatch) -> dict[str, torch.nn.Module]:
 # ---------------------------------------------------------------------- training
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="train")
 def test_training_moves_the_adapter_and_nothing_else(an4, base, tmp_path, seen):
     train(an4, base, tmp_path / "exp", max_epoch=2)
     after = seen["model"].state_dict()
@@ -288,6 +289,11 @@ def test_espnets_initialisation_leaves_heads_at_zero(an4, base, tmp_path, seen):
     assert len(heads) == 2 and not any(v.any() for v in heads.values())
 
 
+@pytest.mark.shows(
+    encoder="conformer",
+    objective="intermediate CTC, self-conditioned",
+    entrance="train",
+)
 def test_conditioning_of_intermediate_ctc_is_frozen(an4, tmp_path, seen):
     from conftest import BASE_CONFIG, make_base
 
@@ -536,6 +542,7 @@ def decode(loud: Path, folder: Path, output: Path, *more: str) -> dict[str, str]
     return dict((line.split(None, 1) + [""])[:2] for line in lines)
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="decode")
 def test_decoding_takes_each_utterances_task_from_utt2task(loud, an4, tmp_path):
     import espnet_hra
 
@@ -673,6 +680,7 @@ def test_task_files_travel_between_models_on_one_base(joint, loud, an4, tmp_path
     assert source(wave)[0][0] == other(wave)[0][0]
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="transcribe")
 def test_transcribing_files_of_any_format_and_rate(loud, an4, tmp_path, capsys):
     from espnet_hra.commands import transcribe
 

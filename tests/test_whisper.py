@@ -73,6 +73,7 @@ def adapted(an4, stock, tmp_path_factory):
     return train(an4, stock, exp, max_epoch=2, optim_conf={"lr": 0.05})
 
 
+@pytest.mark.shows(encoder="whisper", objective="attention", entrance="train")
 def test_an_adaptation_trains_the_adapter_and_keeps_the_base(adapted, stock):
     state = torch.load(adapted / "valid.loss.best.pth", weights_only=True)
     assert all(key.startswith("encoder.adapter.") for key in state)
@@ -82,6 +83,7 @@ def test_an_adaptation_trains_the_adapter_and_keeps_the_base(adapted, stock):
     assert set(saved["base_fingerprint"]) == {"encoder", "decoder"}
 
 
+@pytest.mark.shows(encoder="whisper", objective="attention", entrance="Speech2Text")
 def test_greedy_decoding_without_a_task_is_that_of_the_base(adapted, stock, an4):
     wave = np.asarray(waves(an4)[0])
     plain = espnet_hra.Speech2Text.from_pretrained(str(stock))
@@ -229,6 +231,7 @@ def test_beam_search_has_the_language_of_the_task(adapted, an4):
     assert start == ["<|startoftranscript|>", "<|de|>"]
 
 
+@pytest.mark.shows(encoder="whisper", objective="attention", entrance="pack")
 def test_a_pack_is_whole_without_the_experiments(adapted, stock, an4, tmp_path):
     from espnet_hra.commands import pack
 
@@ -438,6 +441,7 @@ def decoded(exp, an4, folder, *more):
     return dict(line.partition(" ")[::2] for line in lines)
 
 
+@pytest.mark.shows(encoder="whisper", objective="attention", entrance="decode")
 def test_decode_takes_tasks_and_languages_of_each_utterance(adapted, an4, tmp_path):
     names = dict(
         line.split() for line in (an4["test"] / "utt2task").read_text().splitlines()
@@ -460,6 +464,7 @@ def test_decode_takes_tasks_and_languages_of_each_utterance(adapted, an4, tmp_pa
         assert found[name] == " ".join(map(str, ids))
 
 
+@pytest.mark.shows(encoder="whisper", objective="attention", entrance="transcribe")
 def test_transcribe_reads_with_whisper_unless_told_otherwise(adapted, an4, capsys):
     from espnet_hra.commands import transcribe
 

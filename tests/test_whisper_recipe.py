@@ -121,6 +121,7 @@ def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
     assert encoder.adapter.heads.vector("a").grad.any()
 
 
+@pytest.mark.shows(encoder="whisper", objective="attention", entrance="recipe")
 @pytest.mark.slow
 def test_a_whole_run(tmp_path, recipe):  # noqa: F811
     torch.manual_seed(0)

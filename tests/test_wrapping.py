@@ -190,6 +190,10 @@ def freeze_batch_norm(module):
             child.eval()
 
 
+@pytest.mark.shows(
+    encoder=("conformer", "transformer", "branchformer", "e_branchformer"),
+    entrance="in Python",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_the_adapted_encoder_does_what_the_original_does(name):
     kind, changes, arguments = CASES[name]
@@ -313,6 +317,9 @@ def test_without_dropout_of_the_backbone_training_sees_what_decoding_sees():
     assert not torch.equal(dropping.train()(xs, lens)[0], expected)
 
 
+@pytest.mark.shows(
+    encoder=("rnn", "vgg_rnn"), entrance="in Python", because="recurrent"
+)
 def test_an_encoder_without_a_list_of_layers_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="RNNEncoder.*encoders.*conformer"):
         wrap_encoder(RNNEncoder)(DIM)
@@ -328,6 +335,7 @@ def test_too_short_utterances_are_refused_as_espnet_refuses_them():
         encoder(torch.zeros(1, 3, DIM), torch.tensor([3]))
 
 
+@pytest.mark.shows(encoder="multiconv_conformer", entrance="in Python")
 def test_multiconv_conformer_can_be_wrapped():
     conf = conf_of("transformer", dropout=0.0)
     conf |= {"cgmlp_linear_units": 24, "multicgmlp_kernel_sizes": "3,5"}
@@ -399,7 +407,7 @@ def elsewhere(name):
         from espnet2.beats.encoder import BeatsEncoder
 
         return BeatsEncoder, {"beats_config": BEATS}, (wave, lens), "encoder.layers"
-    if name == "hubert":
+    if name == "torchaudiohubert":
         from espnet2.asr.encoder.hubert_encoder import TorchAudioHuBERTPretrainEncoder
 
         path = "hubert_pretrain_model.wav2vec2.encoder.transformer.layers"
@@ -408,8 +416,9 @@ def elsewhere(name):
     return WhisperLike, {}, (xs, torch.full_like(lens, xs.size(1))), "encoders.blocks"
 
 
+@pytest.mark.shows(encoder="{name}", entrance="in Python")
 @pytest.mark.parametrize("adapter", ["hra", "residual", "bitfit"])
-@pytest.mark.parametrize("name", ["whisper-like", "beats", "hubert"])
+@pytest.mark.parametrize("name", ["whisper-like", "beats", "torchaudiohubert"])
 def test_layers_are_found_wherever_they_hang(name, adapter, tmp_path):
     cls, conf, (xs, lens), path = elsewhere(name)
     torch.manual_seed(1)
@@ -488,6 +497,9 @@ def long_batch(size=2, frames=160):
     return xs, torch.tensor([frames, *([frames - 30] * (size - 1))])
 
 
+@pytest.mark.shows(
+    encoder="contextual_block_{name}", entrance=("in Python", "streaming")
+)
 @pytest.mark.parametrize("adapter", ["hra", "residual", "lora", "bitfit", "full"])
 @pytest.mark.parametrize("name", STREAMING)
 def test_a_streaming_encoder_with_the_adapter_off_is_espnets_bit_for_bit(name, adapter):
@@ -512,6 +524,9 @@ def test_a_streaming_encoder_with_the_adapter_off_is_espnets_bit_for_bit(name, a
                     assert torch.equal(in_chunks(encoder, xs, size), expected), choice
 
 
+@pytest.mark.shows(
+    encoder="contextual_block_{name}", entrance=("in Python", "streaming")
+)
 @pytest.mark.parametrize("adapter", ["hra", "residual", "lora"])
 @pytest.mark.parametrize("name", STREAMING)
 def test_block_by_block_is_the_utterance_in_one_piece(name, adapter):

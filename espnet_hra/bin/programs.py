@@ -204,7 +204,9 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
     if "Speech2TextGreedySearch" in kind.opened_by and options["beam_size"] == 1:
         extra["ctc_greedy"] = True  # as ESPnet's program, which takes that class then
     streams = options.get("data_path_and_name_and_type") or ()
-    recordings = [path for path, _, form in streams if form == "sound"]
+    # In archives there may be features as well, which have no rate.
+    forms = ("sound", "kaldi_ark")
+    recordings = [path for path, _, form in streams if form in forms]
     stand_in = _Opener(kind, extra, without_task, recordings)
     others: dict[str, Any] = dict.fromkeys(kind.opened_by, stand_in)
     program = _program(kind)

@@ -181,10 +181,14 @@ def _unknown_tokens(args: argparse.Namespace) -> dict[str, int]:
 
 def _lists(args: argparse.Namespace, part: str) -> dict[str, str]:
     """The lists of a part's data streams, by name."""
+    known = {("speech", "sound"), ("text", "text"), (DATA_NAME, "text")}
+    # What a frontend (or an encoder of waveforms) reads from archives is recordings.
+    if args.frontend is not None or args.input_size == 1:
+        known.add(("speech", "kaldi_ark"))
     return {
         name: path
         for path, name, kind in getattr(args, f"{part}_data_path_and_name_and_type")
-        if (name, kind) in (("speech", "sound"), ("text", "text"), (DATA_NAME, "text"))
+        if (name, kind) in known
     }
 
 
