@@ -320,7 +320,7 @@ def entries(path: Path) -> dict[str, str]:
     found = read_list(path)
     if not found.usable:
         raise CorpusError(
-            f"{path} {found.problems[0].detail}: unpack the corpus once more, and name "
+            f"{path}: {found.problems[0].detail}; unpack the corpus again, and name "
             "its folder in db.sh"
         )
     return found.entries
