@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_hra.data.lists import by_speaker, read_list, write_lists
+from espnet_hra.data.sentences import position, sentence_key
 from espnet_hra.errors import DataError
 from espnet_hra.files.config import read_yaml
 
@@ -24,9 +25,7 @@ from corpus import (
     clean_text,
     has_numerals,
     one_line,
-    position,
     safe_name,
-    sentence_key,
     strip_brackets,
 )
 from folder import SHOWN, Line, count_table, name_tasks, some, write_set
@@ -194,7 +193,7 @@ class Corpus:
         return self._by_count(rule)
 
     def _by_count(self, rule: Mapping[str, int]) -> dict[str, str]:
-        """So many sentences of each task, in the order of :func:`corpus.position`."""
+        """So many sentences of each task, in the order of :func:`position`."""
         tasks: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for utterance, line in sorted(self.lines.items()):
             tasks[line.task][sentence_key(line.text)].append(utterance)

@@ -56,6 +56,7 @@ option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
 option lang "" "for Whisper, the language of all data (default: utt2lang tells it)"
 option fs "" "the sampling rate in Hz (default: the backbone's)"
+option run_pipes false "run the commands in a folder's wav.scp (if you trust them)"
 option skip_bad false "leave out what the validation finds, instead of stopping"
 parse_options "$@"
 
@@ -66,7 +67,7 @@ parse_options "$@"
 # ------------------------------------------------------------------ check the options
 
 check_number stage stop_stage ngpu nj inference_nj seed
-check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad \
+check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad run_pipes \
     allow_changed
 for number in ${skip_stages}; do
     if [[ ! ${number} =~ ^[0-9]+$ ]]; then
@@ -459,7 +460,7 @@ files_of() {
 # contents_of ROOT SET...: the lists of data sets, as items for digest.
 contents_of() {
     local file
-    for file in wav.scp text utt2spk utt2task audio_stamp; do
+    for file in wav.scp segments text utt2spk utt2task audio_stamp; do
         files_of "$1" "${file}" "${@:2}" | sed 's/^/@/'
     done
 }
@@ -622,7 +623,8 @@ stage_1() {
             options+=(--source "${corpus_source}")
         fi
     else
-        options+=(--corpus folder --source "${corpus}" --name "${name}")
+        options+=(--corpus folder --source "${corpus}" --name "${name}"
+            --run_pipes "${run_pipes}")
     fi
     PYTHON=${prepare_python} announce bash local/data.sh "${options[@]}"
 }
@@ -637,7 +639,7 @@ stage_3() {
     fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
         --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" --fs "${fs}" \
-        --sets "${task_sets[@]}" "${options[@]}"
+        --run_pipes "${run_pipes}" --sets "${task_sets[@]}" "${options[@]}"
 }
 
 stage_4() {
@@ -1024,8 +1026,12 @@ if wanted 1; then
     key=(1 "${corpus}" "${backbone_part}" "${allow_changed}")
     if [ "${corpus}" != "${name}" ]; then
         mapfile -t lists < <(find -L "${corpus}" -maxdepth 2 \( -name wav.scp -o \
-            -name text -o -name utt2spk -o -name utt2task \) | sort)
+            -name text -o -name utt2spk -o -name utt2task -o -name spk2utt -o \
+            -name segments \) | sort)
         key+=("${lists[@]}" "${lists[@]/#/@}")
+        if "${run_pipes}"; then
+            key+=(pipes)
+        fi
     elif [ -n "${corpus_source}" ]; then
         key+=("${corpus_source}" @conf/corpora.yaml "$(find -L "${corpus_source}" \
             -type f -printf '%P %s %T@\n' | sort | sha256sum)")
