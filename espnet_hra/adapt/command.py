@@ -45,8 +45,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         required=True,
         help="Kaldi-style: DIR/{train,dev}/{wav.scp,text,utt2task}, with all tasks; or "
-        "DIR/{wav.scp,text,utt2task}, of which every tenth sentence is held out. Without "
-        "utt2task, every speaker is a task",
+        "DIR/{wav.scp,text,utt2task}, of which every tenth sentence is held out. "
+        "Without utt2task, every speaker is a task",
     )
     parser.add_argument(
         "--out",

@@ -121,6 +121,13 @@ def read_sound(source: str | io.BytesIO, path: str) -> tuple[np.ndarray, int]:
 
 def _read_from_ark(path: str, offset: int) -> tuple[np.ndarray, int]:
     """Read a recording from a Kaldi archive, mixed down to one channel."""
+    with open(path, "rb") as file:
+        missing = (expected_size(file, offset) or 0) - file.seek(0, os.SEEK_END)
+    if missing > 0:
+        raise AudioError(
+            f"{path}:{offset} is cut short: the archive ends before the recording's "
+            "header says so; copy or make it again from its source"
+        )
     try:
         samples, rate = read_ark(path, offset)
     except Flaw as flaw:
