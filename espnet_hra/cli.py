@@ -14,6 +14,7 @@ from espnet_hra.errors import one_line
 #: Name: (module of this package, what the command does).
 COMMANDS = {
     "validate": ("commands.validate", "check data before training, all in one report"),
+    "format": ("commands.format", "write any Kaldi-style data as plain files"),
     "train": ("bin.train", "train an adapter on a frozen base (ESPnet's options)"),
     "adapt": ("adapt", "train thousands of new tasks, spread over workers (Dask)"),
     "decode": ("bin.decode", "decode data with tasks (ESPnet's options)"),

@@ -6,7 +6,6 @@ transcripts can be prepared with it.
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ from statistics import median
 
 from espnet_hra.data.lists import by_speaker, write_lists
 from espnet_hra.data.requirements import frames_for_ctc, subsampled_frames
+from espnet_hra.data.sentences import position
 from espnet_hra.errors import UserError
 from espnet_hra.files.tables import aligned
 
@@ -180,30 +180,6 @@ def strip_brackets(text: str) -> str:
             if clean_text(match.group()) or _has_digits(match.group()):
                 raise ValueError("words in brackets")
     return outside
-
-
-def sentence_key(text: str) -> str:
-    """What two sentences share if they are the same one for a listener.
-
-    Accents, apostrophes and word boundaries do not count, so that a sentence
-    and its spelling without accents never stand on two sides of a split.
-
-    Args:
-        text: A cleaned text.
-    """
-    decomposed = unicodedata.normalize("NFD", text)
-    letters = "".join(c for c in decomposed if unicodedata.category(c)[0] == "L")
-    return letters or text
-
-
-def position(text: str) -> float:
-    """A sentence's place in [0, 1), which depends on the sentence only.
-
-    Args:
-        text: A cleaned text.
-    """
-    digest = hashlib.sha256(sentence_key(text).encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from pathlib import Path
 from espnet_hra.data.audio import Conversion, convert_all
 from espnet_hra.data.lists import write_lists
 from espnet_hra.data.progress import Progress
+from espnet_hra.data.sentences import sentence_key
 
 from corpus import (
     SPLITS,
@@ -46,7 +47,6 @@ from corpus import (
     implausible_rates,
     one_line,
     safe_name,
-    sentence_key,
     strip_brackets,
     summary,
     write_kaldi_dir,

@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from espnet_hra.data.intake import read_pieces, read_speakers
 from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.data.sentences import sentence_key
 from espnet_hra.files.tables import aligned
 from espnet_hra.names import TASK_NAME
 
@@ -26,7 +28,6 @@ from corpus import (
     Split,
     one_line,
     safe_name,
-    sentence_key,
 )
 
 #: The shares of a folder that is not split.
@@ -38,12 +39,23 @@ NAMED, SHOWN = 5, 20
 
 @dataclass(frozen=True)
 class Line:
-    """One utterance: its audio file, transcript, speaker and task."""
+    """One utterance: its recording, transcript, speaker and task.
+
+    Attributes:
+        audio: The file (or what else wav.scp may name), as seen from any folder.
+        text: The transcript.
+        speaker: The speaker.
+        task: The task.
+        recording: The recording's id, if the utterance is a part of it.
+        cut: Then, where it begins and ends there, as in segments.
+    """
 
     audio: str
     text: str
     speaker: str
     task: str
+    recording: str = ""
+    cut: str = ""
 
 
 def some(ids: Sequence[str]) -> str:
@@ -52,60 +64,35 @@ def some(ids: Sequence[str]) -> str:
     return f"{len(ids)}: {names}{', ...' if len(ids) > NAMED else ''}"
 
 
-def find_audio(entry: str, folders: Sequence[Path], where: str) -> str:
-    """The absolute path of what ``wav.scp`` names.
-
-    Args:
-        entry: The entry.
-        folders: The folders that a relative path may begin from, in order.
-        where: The place of the entry, for messages.
-
-    Raises:
-        CorpusError: If the entry is a command instead of a file.
-    """
-    if entry.rstrip().endswith("|"):
-        raise CorpusError(
-            f"{where}: a command stands in place of a file, and commands are not "
-            "executed: write its output to a file and name that"
-        )
-    for folder in folders:
-        if (folder / entry).is_file():
-            return str((folder / entry).absolute())
-    # A missing file is for the validation to report, with all others of its kind.
-    return str((folders[0] / entry).absolute())
-
-
-def read_set(folder: Path, base: Path) -> dict[str, Line]:
+def read_set(folder: Path, run_pipes: bool = False) -> dict[str, Line]:
     """Read a data folder.
 
     Args:
         folder: The folder with ``wav.scp`` and the others.
-        base: The corpus's folder.
+        run_pipes: Whether commands may stand in ``wav.scp``.
 
     Returns:
         The utterances that stand in all files, by id.
 
     Raises:
-        CorpusError: If a file is missing or damaged, or no utterance is left.
+        CorpusError: If no utterance is left, or none has a speaker.
+        DataError: If a file is missing or damaged, or commands may not be run.
     """
-    if (folder / "segments").exists():
-        raise CorpusError(
-            f"{folder}/segments: recordings are not cut into utterances here; write "
-            "each utterance to a file of its own (ESPnet's format_wav_scp.sh "
-            "--segments does), name these in wav.scp and remove segments"
-        )
-    columns = {name: read_entries(folder / name) for name in ("wav.scp", "text")}
-    for name in ("utt2spk", "utt2task"):
-        if (folder / name).exists():
-            columns[name] = read_entries(folder / name)
-    if "utt2spk" not in columns and "utt2task" not in columns:
+    pieces = read_pieces(folder, run_pipes=run_pipes)
+    columns = {"text": read_entries(folder / "text")}
+    spoken = read_speakers(folder)
+    if spoken is not None:
+        columns["utt2spk"] = spoken
+    if (folder / "utt2task").exists():
+        columns["utt2task"] = read_entries(folder / "utt2task")
+    if len(columns) == 1:
         raise CorpusError(f"there is neither {folder}/utt2spk nor {folder}/utt2task")
     tasks = columns.get("utt2task", columns.get("utt2spk", {}))
     speakers = columns.get("utt2spk", tasks)
     if "utt2task" in columns:
         check_tasks(tasks, folder)
     for name, column in columns.items():
-        gone = sorted(set(columns["wav.scp"]) ^ set(column))
+        gone = sorted(set(pieces) ^ set(column))
         if gone:
             print(
                 f"warning: {folder}: left out, as they are not in both wav.scp and "
@@ -113,14 +100,17 @@ def read_set(folder: Path, base: Path) -> dict[str, Line]:
                 file=sys.stderr,
             )
     lines = {}
-    for utt_id, entry in columns["wav.scp"].items():
+    for utt_id, piece in pieces.items():
         if all(utt_id in column for column in columns.values()):
             text = unicodedata.normalize(
                 "NFC", " ".join(columns["text"][utt_id].split())
             )
-            where = f"{folder}/wav.scp, {utt_id}"
-            audio = find_audio(entry, (Path.cwd(), folder, base), where)
-            lines[utt_id] = Line(audio, text, speakers[utt_id], tasks[utt_id])
+            line = Line(piece.entry, text, speakers[utt_id], tasks[utt_id])
+            if not piece.is_whole:
+                end = -1 if piece.end is None else piece.end
+                cut = f"{piece.start} {end}"
+                line = replace(line, recording=piece.recording, cut=cut)
+            lines[utt_id] = line
     if not lines:
         raise CorpusError(f"{folder} has no utterance with audio, text and speaker")
     return lines
@@ -184,11 +174,12 @@ def name_tasks(sets: Mapping[str, dict[str, Line]]) -> dict[str, str]:
     return renamed
 
 
-def read_corpus(source: Path) -> dict[str, dict[str, Line]]:
+def read_corpus(source: Path, run_pipes: bool = False) -> dict[str, dict[str, Line]]:
     """Read a corpus, split as given or by sentence.
 
     Args:
         source: The corpus's folder.
+        run_pipes: Whether commands may stand in ``wav.scp``.
 
     Returns:
         The utterances by set and id.
@@ -199,7 +190,7 @@ def read_corpus(source: Path) -> dict[str, dict[str, Line]]:
     present = [name for name in SPLITS if (source / name).is_dir()]
     if not present and (source / "wav.scp").exists():
         sets: dict[str, dict[str, Line]] = {name: {} for name in SPLITS}
-        for utt_id, line in read_set(source, source).items():
+        for utt_id, line in read_set(source, run_pipes).items():
             sets[SPLIT(line.text)][utt_id] = line
         empty = [name for name in SPLITS if not sets[name]]
         if empty:
@@ -214,7 +205,7 @@ def read_corpus(source: Path) -> dict[str, dict[str, Line]]:
             f"{source} has no folder {', '.join(missing)}: it needs train, dev and "
             "test with wav.scp, text and utt2spk each, or these files itself"
         )
-    return {name: read_set(source / name, source) for name in SPLITS}
+    return {name: read_set(source / name, run_pipes) for name in SPLITS}
 
 
 def overlap(sets: Mapping[str, Mapping[str, Line]]) -> list[str]:
@@ -240,10 +231,19 @@ def overlap(sets: Mapping[str, Mapping[str, Line]]) -> list[str]:
 def write_set(folder: Path, lines: Mapping[str, Line]) -> None:
     """Write a data folder, sorted by id as ``LC_ALL=C sort`` does."""
     ordered = sorted(lines.items())
+    audio = {line.recording or utt_id: line.audio for utt_id, line in ordered}
+    segments = None
+    if any(line.cut for _, line in ordered):
+        # Whole recordings among parts of others are parts as well.
+        segments = [
+            f"{utt_id} {line.recording or utt_id} {line.cut or '0 -1'}"
+            for utt_id, line in ordered
+        ]
     write_lists(
         folder,
         {
-            "wav.scp": [f"{utt_id} {line.audio}" for utt_id, line in ordered],
+            "wav.scp": [f"{name} {entry}" for name, entry in sorted(audio.items())],
+            "segments": segments,
             "text": [f"{utt_id} {line.text}" for utt_id, line in ordered],
             "utt2spk": [f"{utt_id} {line.speaker}" for utt_id, line in ordered],
             "utt2task": [f"{utt_id} {line.task}" for utt_id, line in ordered],
@@ -281,6 +281,12 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("data"),
         help="the folder to write into (default: data)",
     )
+    parser.add_argument(
+        "--run_pipes",
+        choices=["true", "false"],
+        default="false",
+        help="let commands stand in wav.scp, which stage 3 runs (default: false)",
+    )
     for option in ("--downloads", "--nj"):
         parser.add_argument(option, help="taken for the sake of other corpora")
     parser.add_argument("--part", nargs="+", help="taken for the sake of other corpora")
@@ -298,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = get_parser().parse_args(arguments)
     with one_line():
-        sets = read_corpus(args.source)
+        sets = read_corpus(args.source, args.run_pipes == "true")
         renamed = name_tasks(sets)
         for name, lines in sets.items():
             write_set(args.datadir / args.name / name, lines)

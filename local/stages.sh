@@ -59,7 +59,7 @@ digest() {
 audio_digest() {
     # A file that is missing shows as a message, which is as good as a time.
     cut -d ' ' -f 2- "$1" | tr '\n' '\0' |
-        { xargs -0 stat -L -c '%s %Y' 2>&1 || true; } | sha256sum | cut -d ' ' -f 1
+        { xargs -0 stat -L -c '%s %Y' -- 2>&1 || true; } | sha256sum | cut -d ' ' -f 1
 }
 
 # replace_line FILE KEY [LINE]: put LINE (nothing) in the place of the line that begins

@@ -257,7 +257,7 @@ def test_a_folder_of_ones_own(recipe, an4, tmp_path):
         *("--corpus", source, "--stop_stage", "1"),
         script=recipe / "run.sh",
     )
-    assert done.returncode == 1 and "a command stands in place" in done.stderr
+    assert done.returncode == 1 and "commands stand in place" in done.stderr
     assert not list(tmp_path.rglob("oops"))
 
 

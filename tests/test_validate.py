@@ -324,16 +324,16 @@ AUDIO_DAMAGE = [
     (all_zero, "silent audio", "leave the utterance out"),
     (constant, "silent audio", "leave the utterance out"),
     (nearly_silent, "silent audio", "leave the utterance out"),
-    (stereo, "several channels", "mix down, or let the recipe's stage 3 format it"),
+    (stereo, "several channels", "mix down: run `espnet-hra format dir out`"),
     (two_files, "several channels", "mix down"),
     (telephone, "sample rate", "resample to 16000 Hz"),
     (partial(with_value, value=np.nan), "not a number", "again from its source"),
     (partial(with_value, value=np.inf), "not a number", "again from its source"),
-    (not_audio, "unreadable audio", "stage 3"),
-    (folder_for_audio, "unreadable audio", "stage 3"),
-    (named_pipe, "unreadable audio", "stage 3"),
-    (flac_of_unknown_length, "unreadable audio", "stage 3"),
-    (command, "pipe", "format first"),
+    (not_audio, "unreadable audio", "espnet-hra format"),
+    (folder_for_audio, "unreadable audio", "espnet-hra format"),
+    (named_pipe, "unreadable audio", "espnet-hra format"),
+    (flac_of_unknown_length, "unreadable audio", "espnet-hra format"),
+    (command, "pipe", "format first: run `espnet-hra format dir out --run_pipes"),
 ]
 
 
@@ -581,7 +581,10 @@ def test_recordings_with_segments(data: Data) -> None:
     (data.folder / "segments").write_text("utt rec 0.0 1.0\n")
     remove(data, "audio")
     data.write()
-    assert_reported(data.check(), "text without audio", VICTIM, "segments")
+    report = data.check()
+    (problem,) = report.problems
+    assert problem.kind == "segments" and problem.where.endswith("segments")
+    assert "espnet-hra format DIR OUT" in problem.remedy and not report.good
 
 
 # ---------------------------------------------------------------------------

@@ -36,9 +36,9 @@ option inference_nj 1 "the number of processes that decode"
 option dumpdir "" "where data for models go (default: EXPDIR/CORPUS/dump)"
 option expdir "" "where all else goes (default: exp in the recipe's folder)"
 option python python3 "the Python with ESPnet"
-option corpus debian_voices "debian_voices, mini_an4, or a folder with train, dev, test"
+option corpus debian_voices "debian_voices, mini_an4, a corpus of db.sh, or a folder"
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
-option clean_text "" "fit texts to the tokens: auto (default for a folder) or none"
+option clean_text "" "fit texts to the tokens: auto (default for your data) or none"
 option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
@@ -56,6 +56,7 @@ option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
 option lang "" "for Whisper, the language of all data (default: utt2lang's, or what it hears)"
 option fs "" "the sampling rate in Hz (default: the backbone's)"
+option run_pipes false "run the commands in a folder's wav.scp (if you trust them)"
 option skip_bad false "leave out what the validation finds, instead of stopping"
 parse_options "$@"
 
@@ -66,7 +67,7 @@ parse_options "$@"
 # ------------------------------------------------------------------ check the options
 
 check_number stage stop_stage ngpu nj inference_nj seed
-check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad \
+check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad run_pipes \
     allow_changed
 for number in ${skip_stages}; do
     if [[ ! ${number} =~ ^[0-9]+$ ]]; then
@@ -123,25 +124,45 @@ check_file() {
     printf -v "$1" '%s' "${path}"
 }
 
-case "${corpus}" in
-    debian_voices | mini_an4)
-        name=${corpus} ;;
-    *)
-        corpus=$(find_path "${corpus}")
-        if [ ! -d "${corpus}" ]; then
-            usage_error "--corpus must be debian_voices, mini_an4 or a folder, and" \
-                "there is no folder '${corpus}'"
+# Corpora that are read as they are distributed, from the folder in a variable of db.sh
+# that is called as they are (TORGO). docs/corpora.md has them.
+named_corpora="speechocean762 l2_arctic torgo afrispeech_200 common_voice librispeech"
+corpus_source=
+known_corpora="debian_voices mini_an4 ${named_corpora}"
+
+# is_known NAME: whether a corpus is called so.
+is_known() {
+    [[ $1 =~ ^[a-z0-9_]+$ && " ${known_corpora} " == *" $1 "* ]]
+}
+
+if is_known "${corpus}"; then
+    name=${corpus}
+    if [[ " ${named_corpora} " == *" ${corpus} "* ]]; then
+        variable=${corpus//_/}
+        variable=${variable^^}
+        corpus_source=${!variable:-}
+        if [ -z "${corpus_source}" ]; then
+            usage_error "--corpus ${corpus}: say where it is in ${PWD}/db.sh," \
+                "${variable}=/path/to/it (docs/corpora.md says where to get it)"
+        elif [ ! -d "${corpus_source}" ]; then
+            usage_error "--corpus ${corpus}: there is no folder '${corpus_source}'," \
+                "which db.sh names: correct ${variable} there"
         fi
-        corpus=$(cd -- "${corpus}" && pwd)
-        name=${corpus##*/}
-        # Names with spaces and the like are hard to use in further commands.
-        name=${name//[^A-Za-z0-9._-]/_}
-        case "${name}" in
-            debian_voices | mini_an4 | "" | .*)
-                usage_error "a folder called '${name}' cannot be a corpus: rename it" ;;
-        esac
-        ;;
-esac
+    fi
+else
+    corpus=$(find_path "${corpus}")
+    if [ ! -d "${corpus}" ]; then
+        usage_error "--corpus must be a folder or one of ${known_corpora// /, }, and" \
+            "there is no folder '${corpus}'"
+    fi
+    corpus=$(cd -- "${corpus}" && pwd)
+    name=${corpus##*/}
+    # Names with spaces and the like are hard to use in further commands.
+    name=${name//[^A-Za-z0-9._-]/_}
+    if is_known "${name}" || [[ -z ${name} || ${name} == .* ]]; then
+        usage_error "a folder called '${name}' cannot be a corpus: rename it"
+    fi
+fi
 
 if [ "${corpus}" = mini_an4 ]; then
     # In a model this small, threads would only wait for each other.
@@ -286,7 +307,8 @@ audio=${dump}/audio
 if [ -z "${clean_text}" ]; then
     clean_text=none
     # Whisper's tokens can write everything.
-    if [ "${corpus}" != "${name}" ] && [[ ${pretrained_model} != whisper:* ]]; then
+    if [[ ${pretrained_model} != whisper:* ]] &&
+        { [ "${corpus}" != "${name}" ] || [ -n "${corpus_source}" ]; }; then
         clean_text=auto
     fi
 fi
@@ -443,7 +465,7 @@ files_of() {
 # contents_of ROOT SET...: the lists of data sets, as items for digest.
 contents_of() {
     local file
-    for file in wav.scp text utt2spk utt2task audio_stamp; do
+    for file in wav.scp segments text utt2spk utt2task audio_stamp; do
         files_of "$1" "${file}" "${@:2}" | sed 's/^/@/'
     done
 }
@@ -610,8 +632,12 @@ stage_1() {
         if "${allow_changed}" && [ "${corpus}" = debian_voices ]; then
             options+=(--allow_changed)
         fi
+        if [ -n "${corpus_source}" ]; then
+            options+=(--source "${corpus_source}")
+        fi
     else
-        options+=(--corpus folder --source "${corpus}" --name "${name}")
+        options+=(--corpus folder --source "${corpus}" --name "${name}"
+            --run_pipes "${run_pipes}")
     fi
     PYTHON=${prepare_python} announce bash local/data.sh "${options[@]}"
 }
@@ -626,7 +652,7 @@ stage_3() {
     fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
         --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" --fs "${fs}" \
-        --sets "${task_sets[@]}" "${options[@]}"
+        --run_pipes "${run_pipes}" --sets "${task_sets[@]}" "${options[@]}"
 }
 
 stage_4() {
@@ -1024,8 +1050,15 @@ if wanted 1; then
     key=(1 "${corpus}" "${backbone_part}" "${allow_changed}")
     if [ "${corpus}" != "${name}" ]; then
         mapfile -t lists < <(find -L "${corpus}" -maxdepth 2 \( -name wav.scp -o \
-            -name text -o -name utt2spk -o -name utt2task \) | sort)
+            -name text -o -name utt2spk -o -name utt2task -o -name spk2utt -o \
+            -name segments \) | sort)
         key+=("${lists[@]}" "${lists[@]/#/@}")
+        if "${run_pipes}"; then
+            key+=(pipes)
+        fi
+    elif [ -n "${corpus_source}" ]; then
+        key+=("${corpus_source}" @conf/corpora.yaml "$(find -L "${corpus_source}" \
+            -type f -printf '%P %s %T@\n' | sort | sha256sum)")
     fi
     mapfile -t outputs < <(files_of "${data}" utt2task "${all_sets[@]}")
     key=$(digest "${key[@]}")

@@ -44,7 +44,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--data",
         metavar="DIR",
         required=True,
-        help="Kaldi-style: DIR/{train,dev}/{wav.scp,text,utt2task}, with all tasks",
+        help="Kaldi-style: DIR/{train,dev}/{wav.scp,text,utt2task}, with all tasks; or "
+        "DIR/{wav.scp,text,utt2task}, of which every tenth sentence is held out. "
+        "Without utt2task, every speaker is a task",
     )
     parser.add_argument(
         "--out",

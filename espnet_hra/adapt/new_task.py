@@ -4,14 +4,22 @@
 the trained head is taken and scored in the same way.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from espnet_hra.data.checks import check, shapes
-from espnet_hra.data.lists import read_entries, write_lists, write_subset
+from espnet_hra.data.intake import check_plain, settle
+from espnet_hra.data.lists import (
+    read_entries,
+    read_list,
+    write_lists,
+    write_subset,
+)
 from espnet_hra.data.problems import Report
 from espnet_hra.data.requirements import Requirements
+from espnet_hra.data.sentences import hold_out
 from espnet_hra.errors import DataError, TaskError
 
 #: Files of a prepared folder that become data streams: name and type.
@@ -51,7 +59,7 @@ def prepare(
 
     Args:
         folder: Kaldi-style: ``train`` and ``dev`` with ``wav.scp`` and ``text``, or
-            these two files, of which every tenth utterance is held out.
+            these two files, of which every tenth sentence is held out.
         requirements: What the model needs of its data.
         work: Gets ``data/train`` and ``data/valid``.
         skip_bad: Leave out utterances that fail the check.
@@ -76,8 +84,13 @@ def prepare(
                     f"{source / name}: there is no such file; a Kaldi-style folder has "
                     "wav.scp and text, or the folders train and dev with these"
                 )
+        check_plain(source / "wav.scp")
         report = check(
-            source / "wav.scp", source / "text", requirements=requirements, jobs=jobs
+            source / "wav.scp",
+            source / "text",
+            requirements=requirements,
+            jobs=jobs,
+            settle=functools.partial(settle, folder=source),
         )
         if not report.ok:
             if not skip_bad:
@@ -90,11 +103,10 @@ def prepare(
         reports[part] = report
     good = {part: sorted(report.good) for part, report in reports.items()}
     if "all" in good:
-        every = good.pop("all")
-        good = {
-            "valid": every[::10],
-            "train": [u for u in every if u not in every[::10]],
-        }
+        every = set(good.pop("all"))
+        texts = read_list(folder / "text").entries
+        held = hold_out({utterance: texts[utterance] for utterance in every})
+        good = {"valid": sorted(held), "train": sorted(every - held)}
     lists = {}
     for part in ("train", "valid"):
         if not good[part]:
@@ -103,6 +115,10 @@ def prepare(
         lists[part] = work / "data" / part
         sources = {name: parts[key] / name for name in _STREAMS}
         write_subset(sources, lists[part], good[part])
+        # The training does not begin in the folder that paths of the data begin in.
+        entries = read_entries(lists[part] / "wav.scp")
+        lines = [f"{u} {settle(entry, parts[key])}" for u, entry in entries.items()]
+        write_lists(lists[part], {"wav.scp": lines})
         tokens = requirements.tokens
         size = None if tokens is None else len(tokens)
         write_lists(lists[part], shapes(reports[key], size, good[part]))

@@ -8,13 +8,15 @@ What has a whole file with the key of today is done; what has another is trained
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet_hra.data.intake import check_plain, read_speakers, settle
 from espnet_hra.data.lists import read_list
+from espnet_hra.data.recordings import ARK_ENTRY
+from espnet_hra.data.sentences import hold_out
 from espnet_hra.errors import DataError, TaskError
 from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
@@ -56,8 +58,6 @@ _NO_INFLUENCE = {
     "valid_shape_file",
     "version",
 }
-
-_ARK = re.compile(r"(.+):\d+")
 
 
 @dataclass(frozen=True)
@@ -106,38 +106,75 @@ def read_data(folder: Path) -> tuple[dict[str, Lines], list[str]]:
     Whatever is wrong with a single utterance is left to the check of its task.
 
     Args:
-        folder: Has ``train`` and ``dev`` with ``wav.scp``, ``text`` and ``utt2task``.
+        folder: Has ``train`` and ``dev`` with ``wav.scp``, ``text`` and ``utt2task``
+            (without it, every speaker is a task); or these files itself, and then every
+            tenth sentence of a task is its ``dev``.
 
     Returns:
         The lines, and warnings about utterances that no task has.
 
     Raises:
-        DataError: A file is missing or cannot be read.
+        DataError: A file is missing or cannot be read, or has commands or segments.
     """
+    if not any((folder / part).is_dir() for part in PARTS):
+        lines, warnings = _read_part(folder)
+        return _hold_out(lines), warnings
     parts: dict[str, Lines] = {}
     warnings = []
     for part in PARTS:
-        tasks: dict[str, str] = {}
-        lines: Lines = {}
-        for utterance, task in _read(folder / part / "utt2task"):
-            if task:
-                tasks.setdefault(utterance, task)
-                lines.setdefault(task, {name: [] for name in _FILES})
-        without = set()
-        for name in _FILES:
-            for utterance, entry in _read(folder / part / name):
-                if utterance not in tasks:
-                    without.add(utterance)
-                    continue
-                entry = _whole_path(entry) if name == "wav.scp" else entry
-                lines[tasks[utterance]][name].append(f"{utterance} {entry}")
-        if without:
-            warnings.append(
-                f"{folder / part}: {len(without):,} utterances are left out, as "
-                f"utt2task does not name their task: {listing(sorted(without), 3)}"
-            )
-        parts[part] = lines
+        parts[part], some = _read_part(folder / part)
+        warnings += some
     return parts, warnings
+
+
+def _read_part(folder: Path) -> tuple[Lines, list[str]]:
+    """The lines of one data folder by task, and warnings."""
+    if (folder / "wav.scp").exists():
+        check_plain(folder / "wav.scp")
+    tasks: dict[str, str] = {}
+    lines: Lines = {}
+    for utterance, task in _read_tasks(folder):
+        if task:
+            tasks.setdefault(utterance, task)
+            lines.setdefault(task, {name: [] for name in _FILES})
+    without = set()
+    for name in _FILES:
+        for utterance, entry in _read(folder / name):
+            if utterance not in tasks:
+                without.add(utterance)
+                continue
+            # Workers may run in other folders.
+            entry = settle(entry, folder) if name == "wav.scp" else entry
+            lines[tasks[utterance]][name].append(f"{utterance} {entry}")
+    if not without:
+        return lines, []
+    return lines, [
+        f"{folder}: {len(without):,} utterances are left out, as utt2task does not "
+        f"name their task: {listing(sorted(without), 3)}"
+    ]
+
+
+def _read_tasks(folder: Path) -> list[tuple[str, str]]:
+    """The tasks of a folder: of utt2task, or else its speakers."""
+    if not (folder / "utt2task").exists():
+        speakers = read_speakers(folder)
+        if speakers is not None:
+            return list(speakers.items())
+    return _read(folder / "utt2task")
+
+
+def _hold_out(lines: Lines) -> dict[str, Lines]:
+    """Part every task into training and dev by sentence."""
+    parts: dict[str, Lines] = {part: {} for part in PARTS}
+    for task, files in lines.items():
+        texts = dict(line.partition(" ")[::2] for line in files["text"])
+        held = hold_out(texts)
+        for part, wanted in (("train", False), ("dev", True)):
+            parts[part][task] = {
+                name: [x for x in own if (x.partition(" ")[0] in held) is wanted]
+                for name, own in files.items()
+            }
+    return parts
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
@@ -147,17 +184,10 @@ def _read(path: Path) -> list[tuple[str, str]]:
         if fault.kind == "unreadable file":
             raise DataError(
                 f"{path}: {fault.detail}; --data is a folder with train and dev, and "
-                "each of them has wav.scp, text and utt2task, with one line for each "
-                "utterance"
+                "each of them (or the folder itself) has wav.scp, text and utt2task "
+                "(or utt2spk), with one line for each utterance"
             )
     return found.lines
-
-
-def _whole_path(entry: str) -> str:
-    """A recording's path as seen from any folder: workers may run elsewhere."""
-    if not entry or entry.endswith("|") or os.path.isabs(entry):
-        return entry
-    return os.path.join(os.getcwd(), entry)
 
 
 def choose(parts: Mapping[str, Lines], asked: Sequence[str] | None) -> list[str]:
@@ -232,8 +262,8 @@ def make_job(name: str, parts: Mapping[str, Lines], config: str) -> Job:
 def _state(entry: str) -> str:
     """Size and time of change of a recording."""
     state = _stat(entry)
-    if state is None and (ark := _ARK.fullmatch(entry)):
-        state = _stat(ark[1])
+    if state is None and (ark := ARK_ENTRY.fullmatch(entry)):
+        state = _stat(ark["path"])
     return "" if state is None else f"{state[0]} {state[1]}"
 
 

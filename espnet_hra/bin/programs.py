@@ -12,6 +12,7 @@ from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
+from espnet_hra.data.intake import check_plain
 from espnet_hra.data.lists import read_list
 from espnet_hra.data.recordings import rate_of
 from espnet_hra.data.requirements import requirements_from_config
@@ -163,22 +164,24 @@ class _Opener:
 
 
 def check_rates(path: str | Path, wanted: int) -> None:
-    """Refuse recordings of another rate than the model's: ESPnet's loop ignores it.
+    """Refuse recordings that ESPnet's loop cannot read, or of another rate.
 
     Args:
         path: A ``wav.scp``. What cannot be opened is left to ESPnet.
         wanted: The model's rate, in Hz.
 
     Raises:
-        DataError: A recording has another.
+        DataError: A recording has another, is a command, or is cut by segments.
     """
-    for utterance, entry in read_list(path).entries.items():
+    found = read_list(path)
+    check_plain(Path(path), found)
+    for utterance, entry in found.entries.items():
         rate = rate_of(entry)
         if rate not in (None, wanted):
             raise DataError(
                 f"{path}: {utterance} has {rate:,} Hz, and the model wants {wanted:,}: "
-                "let the recipe's stage 3 format the recordings (`espnet-hra "
-                "transcribe` converts by itself)"
+                f"run `espnet-hra format DIR OUT --fs {wanted}` and give OUT "
+                "(`espnet-hra transcribe` converts by itself)"
             )
 
 

@@ -4,16 +4,18 @@ Files that libsndfile knows are read by soundfile, everything else by PyAV
 (FFmpeg). Both come with ESPnet's training extra, as does soxr, the resampler.
 """
 
+import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
-from espnet_hra.data.recordings import expected_size
+from espnet_hra.data.recordings import ARK_ENTRY, Flaw, expected_size, read_ark
 from espnet_hra.errors import UserError
 from espnet_hra.files import atomic
 
@@ -53,7 +55,7 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
     """Read a recording of any format, mixed down to one channel.
 
     Args:
-        path: The file.
+        path: The file, or an entry of an archive (``foo.ark:123``).
 
     Returns:
         The samples as float32 in about [-1, 1], and their rate in Hz.
@@ -64,11 +66,14 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
     """
     path = os.fspath(path)
     try:
-        if os.path.splitext(path)[1].lower() in RAW_FORMATS:
+        ark = None if os.path.exists(path) else ARK_ENTRY.fullmatch(path)
+        if ark is not None:
+            samples, rate = _read_from_ark(ark["path"], int(ark["offset"]))
+        elif os.path.splitext(path)[1].lower() in RAW_FORMATS:
             samples, rate = _read_with_av(path)
         else:
             try:
-                samples, rate = _read_with_soundfile(path)
+                samples, rate = read_sound(path, path)
             except soundfile.LibsndfileError:
                 samples, rate = _read_with_av(path)
     except OSError as error:
@@ -80,16 +85,27 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
     return samples, rate
 
 
-def _read_with_soundfile(path: str) -> tuple[np.ndarray, int]:
+def read_sound(source: str | io.BytesIO, path: str) -> tuple[np.ndarray, int]:
     """Read a recording with libsndfile, mixed down to one channel.
+
+    Args:
+        source: A file's name, or the content of one.
+        path: Its name, for messages.
 
     Raises:
         AudioError: It ends before its header says so. libsndfile takes that for a
             shorter recording.
+        soundfile.LibsndfileError: It is of a format that libsndfile does not know.
     """
-    with open(path, "rb") as file:
-        missing = (expected_size(file, 0) or 0) - os.path.getsize(path)
-    with soundfile.SoundFile(path) as sound:
+    with contextlib.ExitStack() as stack:
+        file: BinaryIO = (
+            stack.enter_context(open(source, "rb"))
+            if isinstance(source, str)
+            else source
+        )
+        missing = (expected_size(file, 0) or 0) - file.seek(0, os.SEEK_END)
+        file.seek(0)
+    with soundfile.SoundFile(source) as sound:
         promised, rate = sound.frames, sound.samplerate
         try:
             samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
@@ -101,6 +117,28 @@ def _read_with_soundfile(path: str) -> tuple[np.ndarray, int]:
             "it again from its source"
         )
     return samples, rate
+
+
+def _read_from_ark(path: str, offset: int) -> tuple[np.ndarray, int]:
+    """Read a recording from a Kaldi archive, mixed down to one channel."""
+    with open(path, "rb") as file:
+        missing = (expected_size(file, offset) or 0) - file.seek(0, os.SEEK_END)
+    if missing > 0:
+        raise AudioError(
+            f"{path}:{offset} is cut short: the archive ends before the recording's "
+            "header says so; copy or make it again from its source"
+        )
+    try:
+        samples, rate = read_ark(path, offset)
+    except Flaw as flaw:
+        raise AudioError(f"cannot read {path}:{offset}: {flaw}") from flaw
+    if rate is None:
+        raise AudioError(
+            f"{path}:{offset} does not say its sampling rate: write the archive anew "
+            "from its source, with the rate"
+        )
+    samples = samples.astype(np.float32)
+    return (samples if samples.ndim == 1 else samples.mean(axis=1)), rate
 
 
 def _read_with_av(path: str) -> tuple[np.ndarray, int]:
@@ -244,18 +282,37 @@ def convert_all(
     lengths: dict[str, int] = {}
     failures: dict[str, str] = {}
 
-    def collect(results: Iterable[int | str]) -> None:
-        for done, (job, result) in enumerate(zip(jobs, results), 1):
-            if isinstance(result, str):
-                failures[job.target] = result
-            else:
-                lengths[job.target] = result
+    results = in_parallel(_convert_or_explain, jobs, nj, progress)
+    for job, result in zip(jobs, results):
+        if isinstance(result, str):
+            failures[job.target] = result
+        else:
+            lengths[job.target] = result
+    return lengths, failures
+
+
+def in_parallel[Job, Result](
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    nj: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Result]:
+    """Do jobs in several processes, and yield the results in their order.
+
+    Args:
+        work: Does one; a function of a module.
+        jobs: What to do.
+        nj: The number of processes; with 1, it is this one.
+        progress: As for :func:`convert_all`.
+    """
+    with contextlib.ExitStack() as stack:
+        results: Iterable[Result] = map(work, jobs)
+        if nj > 1 and len(jobs) > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(nj))
+            results = pool.map(
+                work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * nj)))
+            )
+        for done, result in enumerate(results, 1):
+            yield result
             if progress is not None:
                 progress(done, len(jobs))
-
-    if nj <= 1:
-        collect(map(_convert_or_explain, jobs))
-    else:
-        with ProcessPoolExecutor(nj) as pool:
-            collect(pool.map(_convert_or_explain, jobs, chunksize=16))
-    return lengths, failures

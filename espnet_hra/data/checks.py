@@ -16,6 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+from espnet_hra.data.intake import CUT, has_segments
 from espnet_hra.data.lists import KaldiList, PathLike, read_list
 from espnet_hra.data.problems import Problem, Report, describe
 from espnet_hra.data.recordings import read_all
@@ -32,6 +33,7 @@ def check(
     *,
     requirements: Requirements,
     jobs: int | None = None,
+    settle: Callable[[str], str] | None = None,
 ) -> Report:
     """Check the lists of a data directory and all that they name.
 
@@ -43,6 +45,7 @@ def check(
         requirements: What the model needs.
         jobs: The number of recordings to read at once; by default one for each CPU
             that may be used, at most eight.
+        settle: Gives an entry of ``wav_scp`` the path that it has from here.
 
     Returns:
         All problems, and the lengths of what is good. Bad data never raise.
@@ -59,6 +62,13 @@ def check(
 
     utterances = sorted(set().union(*(entry.ids for entry in lists)))
     report.utterances = len(utterances)
+    if has_segments(wav_scp):
+        # wav.scp then names whole recordings, which ESPnet does not cut itself.
+        segments = os.path.join(os.path.dirname(audio_list.path), "segments")
+        detail = "the utterances are parts of the recordings in wav.scp"
+        problems.append(Problem("segments", segments, detail, f"Format first: {CUT}."))
+        bad.update(utterances)
+        return report
     if not all(entry.usable for entry in lists):
         # Without one of its lists no utterance is whole, but one line says so.
         bad.update(utterances)
@@ -79,7 +89,10 @@ def check(
 
     samples: dict[str, int] = {}
     rate = requirements.sample_rate
-    for utterance, audio in read_all(audio_list.entries, rate, jobs):
+    entries = audio_list.entries
+    if settle is not None:
+        entries = {utterance: settle(entry) for utterance, entry in entries.items()}
+    for utterance, audio in read_all(entries, rate, jobs):
         for problem in audio.problems:
             tell(problem.kind, utterance, problem.detail, problem.remedy)
         if audio.samples:
@@ -164,12 +177,6 @@ def _check_partners(
         return
     if text is not None and text.usable:
         remedy = f"Add the recording to {audio.path}, or remove the text."
-        if os.path.exists(os.path.join(os.path.dirname(audio.path), "segments")):
-            # wav.scp then names whole recordings, which ESPnet does not cut itself.
-            remedy = (
-                "There is a file `segments`: let the recipe's stage 3 cut the "
-                "recordings into utterances, and check its output."
-            )
         for utterance in sorted(text.ids - audio.ids):
             tell(
                 "text without audio",

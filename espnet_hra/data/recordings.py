@@ -28,7 +28,9 @@ SILENT_PEAK = 1e-4
 _UNKNOWN_SIZE = 0x7FFF0000
 
 _BLOCK = 1 << 18  # samples read at once: long recordings need no more memory
-_ARK_ENTRY = re.compile(r"(?P<path>.+):(?P<offset>\d+)")
+
+#: An entry of an archive, as wav.scp names it.
+ARK_ENTRY = re.compile(r"(?P<path>.+):(?P<offset>\d+)")
 
 
 class _Audio(NamedTuple):
@@ -38,7 +40,7 @@ class _Audio(NamedTuple):
     problems: list[Problem]
 
 
-class _Flaw(Exception):
+class Flaw(Exception):
     """A recording that cannot be read to its end."""
 
     def __init__(self, kind: str, detail: str, remedy: str):
@@ -64,7 +66,12 @@ class _Levels:
             self.low, self.high = min(self.low, low), max(self.high, high)
 
 
-_REMEDY_FORMAT = "Convert the recordings first: let the recipe's stage 3 format them."
+_REMEDY_FORMAT = "Convert it: run `espnet-hra format DIR OUT` and give OUT."
+#: What is done about commands.
+RUN_COMMANDS = (
+    "run `espnet-hra format DIR OUT --run_pipes true` and give OUT (the recipe takes "
+    "--run_pipes true too), if you trust who wrote them"
+)
 _REMEDY_COPY = "Copy or convert the recording again from its source, or leave it out."
 
 
@@ -112,7 +119,7 @@ def _check_audio(utterance: str, entry: str, sample_rate: int) -> _Audio:
 
     try:
         levels, rate, channels = _measure(entry)
-    except _Flaw as flaw:
+    except Flaw as flaw:
         tell(flaw.kind, flaw.detail, flaw.remedy)
         return _Audio(0, problems)
     samples = levels.samples
@@ -120,14 +127,15 @@ def _check_audio(utterance: str, entry: str, sample_rate: int) -> _Audio:
         tell(
             "sample rate",
             f"{rate} Hz, expected {sample_rate} Hz: {entry}",
-            f"Resample to {sample_rate} Hz, or let the recipe's stage 3 format it.",
+            f"Resample to {sample_rate} Hz: `espnet-hra format DIR OUT --fs "
+            f"{sample_rate}`, and give OUT.",
         )
         samples = math.ceil(samples * sample_rate / max(1, rate))
     if channels > 1:
         tell(
             "several channels",
             f"{channels} channels, expected one: {entry}",
-            "Mix down, or let the recipe's stage 3 format it.",
+            "Mix down: run `espnet-hra format DIR OUT` and give OUT.",
         )
     if levels.not_finite:
         tell(
@@ -161,54 +169,55 @@ def _measure(entry: str) -> tuple[_Levels, int | None, int]:
         Its levels, sampling rate (None if the archive has none) and channels.
 
     Raises:
-        _Flaw: If it cannot be read to its end.
+        Flaw: If it cannot be read to its end.
     """
     if not entry or entry == "None":
-        raise _Flaw(
+        raise Flaw(
             "missing audio",
             "wav.scp names no recording",
             "Write the path behind the id in wav.scp, or leave the utterance out.",
         )
-    if entry.endswith("|") or entry.startswith("|"):
-        raise _Flaw(
+    if is_command(entry):
+        raise Flaw(
             "pipe",
             f"is a command, which neither this check nor training runs: {entry}",
-            "Format first: the recipe's stage 3 runs the commands and stores audio.",
+            f"Format first: {RUN_COMMANDS}.",
         )
-    ark = None if _exists(entry) else _ARK_ENTRY.fullmatch(entry)
+    ark = None if _exists(entry) else ARK_ENTRY.fullmatch(entry)
     path, offset = (ark["path"], int(ark["offset"])) if ark else (entry, None)
     try:
         info = os.stat(path)
     except (OSError, ValueError) as error:
         columns = entry.split()
         if len(columns) > 1 and all(map(_exists, columns)):
-            raise _Flaw(
+            raise Flaw(
                 "several channels",
                 f"{len(columns)} files, expected one: {entry}",
-                "Mix down, or let the recipe's stage 3 format it.",
+                "Mix down: run `espnet-hra format DIR OUT` and give OUT.",
             ) from None
         reason = getattr(error, "strerror", None) or str(error)
         seen_from = "" if os.path.isabs(path) else f" (seen from {os.getcwd()})"
-        raise _Flaw(
+        raise Flaw(
             "missing audio",
             f"{reason}: {path}{seen_from}",
             "Correct the path in wav.scp (relative paths start where training is "
-            "started), restore the file, or leave the utterance out.",
+            "started; `espnet-hra format DIR OUT` also looks in DIR and above), "
+            "restore the file, or leave the utterance out.",
         ) from None
     if not stat.S_ISREG(info.st_mode):
         # Opening a named pipe would wait for ever.
-        raise _Flaw("unreadable audio", f"is not a file: {path}", _REMEDY_FORMAT)
+        raise Flaw("unreadable audio", f"is not a file: {path}", _REMEDY_FORMAT)
     if info.st_size == 0:
-        raise _Flaw("empty audio", f"the file has no bytes: {path}", _REMEDY_COPY)
+        raise Flaw("empty audio", f"the file has no bytes: {path}", _REMEDY_COPY)
     try:
         with open(path, "rb") as handle:
             missing = (expected_size(handle, offset or 0) or 0) - info.st_size
     except OSError as error:
-        raise _Flaw(
+        raise Flaw(
             "unreadable audio", f"{error.strerror or error}: {path}", _REMEDY_COPY
         ) from None
     if missing > 0:
-        raise _Flaw(
+        raise Flaw(
             "truncated audio",
             f"{number(missing, 'byte')} of what the header promises are missing: "
             f"{entry}",
@@ -223,12 +232,12 @@ def rate_of(entry: str) -> int | None:
     Args:
         entry: Of a ``wav.scp``. What cannot be opened has no rate.
     """
-    ark = None if _exists(entry) else _ARK_ENTRY.fullmatch(entry)
+    ark = None if _exists(entry) else ARK_ENTRY.fullmatch(entry)
     try:
         if ark is None:
             return soundfile.info(entry).samplerate if _exists(entry) else None
         return _measure_ark(ark["path"], int(ark["offset"]))[1]
-    except (_Flaw, OSError, RuntimeError, TypeError, ValueError):
+    except (Flaw, OSError, RuntimeError, TypeError, ValueError):
         return None
 
 
@@ -243,7 +252,7 @@ def _measure_file(path: str) -> tuple[_Levels, int, int]:
             if promised > 1 << 62:
                 # A FLAC file from a pipe. ESPnet asks for all samples at once, which
                 # needs their number.
-                raise _Flaw(
+                raise Flaw(
                     "unreadable audio",
                     f"its header does not say how long it is: {path}",
                     _REMEDY_FORMAT,
@@ -254,17 +263,15 @@ def _measure_file(path: str) -> tuple[_Levels, int, int]:
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         if promised is None:
             reason = getattr(error, "error_string", None) or str(error)
-            raise _Flaw(
-                "unreadable audio", f"{reason} {path}", _REMEDY_FORMAT
-            ) from None
-        raise _Flaw(
+            raise Flaw("unreadable audio", f"{reason} {path}", _REMEDY_FORMAT) from None
+        raise Flaw(
             "truncated audio",
             f"decoding fails after {levels.samples:,} or more of the {promised:,} "
             f"samples that the header promises (truncated or damaged): {path}",
             _REMEDY_COPY,
         ) from None
     if levels.samples < promised:
-        raise _Flaw(
+        raise Flaw(
             "truncated audio",
             f"{levels.samples:,} samples, but the header promises {promised:,}: {path}",
             _REMEDY_COPY,
@@ -274,6 +281,26 @@ def _measure_file(path: str) -> tuple[_Levels, int, int]:
 
 def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
     """Read a recording from a Kaldi archive; see :func:`_measure`."""
+    value, rate = read_ark(path, offset)
+    levels = _Levels()
+    levels.add(value)
+    return levels, rate, 1 if value.ndim == 1 else value.shape[1]
+
+
+def read_ark(path: str, offset: int) -> tuple[np.ndarray, int | None]:
+    """Read a recording from a Kaldi archive.
+
+    Args:
+        path: The archive.
+        offset: Where its value begins there.
+
+    Returns:
+        The samples in about [-1, 1], of shape [samples] or [samples, channels], and
+        their rate in Hz if the archive has it.
+
+    Raises:
+        Flaw: It cannot be read, or is no recording.
+    """
     # ESPnet reads archives with it as well. (kaldiio runs what is pickled in one.)
     from omniio import kaldi
 
@@ -283,7 +310,7 @@ def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
             handle.seek(offset)
             value = kaldi.load_mat(handle)
     except Exception as error:  # damaged binary data can raise anything
-        raise _Flaw(
+        raise Flaw(
             "unreadable audio",
             f"{type(error).__name__}: {error}: {path}:{offset}",
             _REMEDY_COPY,
@@ -293,7 +320,7 @@ def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
         rate, value = value if isinstance(value[0], int) else value[::-1]
     value = np.asarray(value)
     if rate is None and value.ndim > 1:
-        raise _Flaw(
+        raise Flaw(
             "unreadable audio",
             f"a matrix of {value.shape[0]} x {value.shape[1]} features, expected a "
             f"waveform: {path}:{offset}",
@@ -301,9 +328,7 @@ def _measure_ark(path: str, offset: int) -> tuple[_Levels, int | None, int]:
         )
     if value.dtype.kind in "iu":
         value = value.astype(np.float32) / 2.0 ** (8 * value.dtype.itemsize - 1)
-    levels = _Levels()
-    levels.add(value)
-    return levels, rate, 1 if value.ndim == 1 else value.shape[1]
+    return value, rate
 
 
 def expected_size(handle: BinaryIO, base: int) -> int | None:
@@ -388,6 +413,11 @@ def _last_ogg_page_end(handle: BinaryIO) -> int | None:
         return start + page + 27
     sizes = tail[page + 27 : page + 27 + header[26]]
     return start + page + 27 + header[26] + sum(sizes)
+
+
+def is_command(entry: str) -> bool:
+    """Whether an entry of ``wav.scp`` is a command, as Kaldi writes them."""
+    return entry.endswith("|") or entry.startswith("|")
 
 
 def _exists(path: str) -> bool:
