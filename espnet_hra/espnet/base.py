@@ -20,7 +20,7 @@ import torch
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet.ctc import without_new
 from espnet_hra.espnet.kinds import KINDS, check_kind, espnet_task_of
-from espnet_hra.espnet.paths import find_base, find_file, named_files, whole
+from espnet_hra.espnet.paths import can_lack, find_base, find_file, named_files, whole
 from espnet_hra.files import archive
 from espnet_hra.files.checkpoint import State, differences, read_state
 from espnet_hra.files.config import read_yaml
