@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet.ctc import without_new
 from espnet_hra.espnet.kinds import KINDS, check_kind, espnet_task_of
+from espnet_hra.espnet.paths import can_lack, find_base, find_file, named_files, whole
 from espnet_hra.files import archive
 from espnet_hra.files.checkpoint import State, differences, read_state
 from espnet_hra.files.config import read_yaml
@@ -92,17 +93,6 @@ MODEL_KEYS = (
     "deliberationencoder_conf",
     "postdecoder",
     "postdecoder_conf",
-)
-
-#: Keys that hold the path of a file.
-FILES = (
-    ("token_list",),
-    ("src_token_list",),
-    ("transcript_token_list",),
-    ("bpemodel",),
-    ("src_bpemodel",),
-    ("non_linguistic_symbols",),
-    ("normalize_conf", "stats_file"),
 )
 
 #: Which file of an experiment folder is its model, best first.
@@ -217,7 +207,7 @@ def whole_name(source: str) -> str:
     if is_whisper(source):
         return whole_whisper(source)
     local = Path(source).expanduser()
-    return str(local.resolve()) if local.exists() else source
+    return str(whole(local)) if local.exists() else source
 
 
 def check_adaptable(base: BaseModel) -> None:
@@ -428,19 +418,23 @@ def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
     config = read_yaml(config_file, BaseModelError)
     if isinstance(config.get("encoder"), str):
         config["encoder"] = plain_encoder(config["encoder"])
-    for folder in list(config_file.absolute().parents)[:4]:
+    config_file, packed = whole(config_file), False
+    for folder in list(config_file.parents)[:4]:
         if (folder / "meta.yaml").is_file():
-            _find_base(config, [folder])
-            return archive.resolve(config, folder)
-    folders = [*config_file.absolute().parents, *config_file.resolve().parents]
-    _find_base(config, folders)
+            find_base(config, [folder])
+            config, packed = archive.resolve(config, folder), True
+            break
+    folders = [*config_file.parents, *config_file.resolve().parents]
+    find_base(config, folders)
     for place, key in named_files(config):
-        found = _find_file(place[key], (*folders, Path.cwd()))
+        found = find_file(place[key], (*folders, Path.cwd()))
         if found is None and base is not None:
             other = open_base(base).config_file
             own = {} if other is None else read_config(other)
             found = {name: there[name] for there, name in named_files(own)}.get(key)
-        if found is None:
+        if found is None and can_lack(key, config, packed):
+            logging.warning(f"{config_file} names {place[key]}, which is not there")
+        elif found is None:
             raise BaseModelError(
                 f"{config_file} names {place[key]}, which is neither there nor in a "
                 "folder above it: put the file back, give the model's pack (.zip), "
@@ -449,44 +443,6 @@ def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
             )
         place[key] = found
     return config
-
-
-def named_files(config: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
-    """Where a configuration names files: the mapping, and the key in it."""
-    for *outer, last in FILES:
-        place: Any = config
-        for key in outer:
-            place = place.get(key) or {}
-        if isinstance(place.get(last), str) and place[last] not in _WORDS:
-            yield place, last
-
-
-def _find_base(config: dict[str, Any], folders: Sequence[Path]) -> None:
-    """Give a base that is below one of these folders its whole path.
-
-    Configurations of ESPnet3 name a base within the recipe by its place there, so that
-    it is found in a copy and in a pack as well. A tag stays as it is.
-    """
-    name = config.get("pretrained_model")
-    if not isinstance(name, str) or not archive.is_safe(name):
-        return
-    for folder in folders:
-        if (folder / name).exists():
-            config["pretrained_model"] = str(folder / name)
-            return
-
-
-#: What a configuration may have in the place of a file.
-_WORDS = ("none", "whisper_en", "whisper_multilingual")
-
-
-def _find_file(value: str, folders: Sequence[Path]) -> str | None:
-    """The whole path of a file of a configuration; None if it is nowhere."""
-    if os.path.isabs(value):
-        found = [Path(value)]
-    else:
-        found = [folder / value for folder in folders]
-    return next((str(path) for path in found if path.is_file()), None)
 
 
 def token_hash(tokens: Sequence[str]) -> str:

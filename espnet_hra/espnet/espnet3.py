@@ -23,8 +23,9 @@ from omegaconf import OmegaConf
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError
 from espnet_hra.espnet import adapting, ctc, task
-from espnet_hra.espnet.base import FILES, open_base
+from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.model import DATA_NAME, TaskNames
+from espnet_hra.espnet.paths import FILES
 from espnet_hra.espnet.trainer import keep_adapter_only
 from espnet_hra.names import PREFIX, check_task_name
 

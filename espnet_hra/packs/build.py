@@ -30,7 +30,6 @@ import torch
 from espnet2 import __version__ as espnet_version
 
 from espnet_hra.errors import BaseModelError
-from espnet_hra.espnet.base import named_files
 from espnet_hra.espnet.building import build
 from espnet_hra.espnet.kinds import KINDS, Kind, espnet_task_of
 from espnet_hra.espnet.models import (
@@ -41,6 +40,7 @@ from espnet_hra.espnet.models import (
     find_model,
     unknown_task,
 )
+from espnet_hra.espnet.paths import named_files
 from espnet_hra.files import atomic
 from espnet_hra.files.config import write_yaml
 from espnet_hra.names import ENCODER_HINT
@@ -156,8 +156,11 @@ def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not source.is_file():
             raise BaseModelError(f"{key}: {source} is needed and not there")
         (folder / "files").mkdir(exist_ok=True)
-        shutil.copyfile(source, folder / "files" / source.name)
-        place[key] = f"files/{source.name}"
+        inside = f"files/{source.name}"
+        if (folder / inside).exists():  # a translation's two are both bpe.model
+            inside = f"files/{key}.{source.name}"
+        shutil.copyfile(source, folder / inside)
+        place[key] = inside
     for key in _LOCAL_LISTS:
         if key in config:
             config[key] = []
