@@ -66,6 +66,12 @@ class _Builder:
             config_file, model_file, device, base=self._base
         )
 
+    def build_preprocess_fn(self, args: argparse.Namespace, train: bool) -> Any:
+        """ESPnet's own: there are no streams of tasks where it is asked for."""
+        kind = KINDS[self._name]
+        task = getattr(import_module(kind.module), kind.task)
+        return task.build_preprocess_fn(args, train)
+
 
 class Decoding:
     """Mixin for ESPnet's inference classes: strict loading, and the choice of tasks.
@@ -176,7 +182,7 @@ class Decoding:
             found = find_model(str(model_tag))
             kind = adaptable(found.espnet_task, found.source)
             if kind.name not in cls.built_by.values():
-                cls = opener(kind.name)
+                cls = cls._opener(kind.name, found.source)
             config, model = kind.files
             kwargs = {
                 config: found.config_file,
@@ -193,6 +199,11 @@ class Decoding:
         elif len(loaded) == 1:
             speech2text.set_task(loaded[0])  # the one that was asked for
         return speech2text
+
+    @classmethod
+    def _opener(cls, name: str, source: str) -> type["Decoding"]:
+        """The class like this one for models of an ESPnet task."""
+        return opener(name)
 
     # --------------------------------------------------------------------- tasks
 
