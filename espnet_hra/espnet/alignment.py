@@ -93,8 +93,8 @@ class Aligning(Decoding, ctc_segment.AbsCTCSegmentation):
         self.config = CtcSegmentationParameters()  # ESPnet's is its class's, for all
         rate = rate_from_config(config)
         self.fs = float(rate)
-        files = {first: config_file, second: model_file}
-        super().__init__(**files, fs=rate, **kwargs)
+        kwargs |= {first: config_file, second: model_file, "fs": rate}
+        super().__init__(**kwargs)
         check_ctc(self.model, "ctc", *_NO_CTC)
         self._frames = requirements_from_config(self.train_args).frames
         self._given_rate = rate if fs is None else int(fs)
@@ -234,7 +234,7 @@ class Aligning(Decoding, ctc_segment.AbsCTCSegmentation):
         try:
             return ctc_segment.AbsCTCSegmentation.get_segments(task)
         except IndexError as e:
-            limit = task.config.max_window_size  # type: ignore[attr-defined]
+            limit = task.config.max_window_size
             raise DataError(
                 f"no alignment was found within {limit:,} frames: raise "
                 "max_window_size, or cut the recording where nobody speaks"
