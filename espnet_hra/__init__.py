@@ -11,11 +11,13 @@ from espnet_hra.espnet.registry import register
 from espnet_hra.version import __version__
 
 if TYPE_CHECKING:
+    from espnet_hra.espnet.alignment import CTCSegmentation
     from espnet_hra.espnet.inference import Speech2Text
     from espnet_hra.espnet.streaming import Speech2TextStreaming
 
 
 __all__ = [
+    "CTCSegmentation",
     "Speech2Text",
     "Speech2TextStreaming",
     "TaskError",
@@ -30,6 +32,8 @@ register()
 def __getattr__(name: str) -> Any:
     if name == "Speech2Text":
         return import_module("espnet_hra.espnet.inference").Speech2Text
+    if name == "CTCSegmentation":
+        return import_module("espnet_hra.espnet.alignment").CTCSegmentation
     if name == "Speech2TextStreaming":
         return import_module("espnet_hra.espnet.streaming").Speech2TextStreaming
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
     ./asr.sh --python "python3 -m espnet_hra.bin.python" ...
 
-``-m espnet2.bin.asr_train``, ``-m espnet2.bin.asr_inference`` and those of s2t, st and
+``-m espnet2.bin.asr_train``, ``asr_inference``, ``asr_align`` and those of s2t, st and
 slu become this package's, with all of their options; everything else is run as it is.
 """
 
@@ -15,7 +15,12 @@ from espnet_hra.espnet.kinds import KINDS
 COUNTERPARTS = {
     f"espnet2.bin.{theirs}": f"espnet_hra.bin.{kind.name}_{ours}"
     for kind in KINDS.values()
-    for theirs, ours in ((kind.train, "train"), (kind.inference, "inference"))
+    for theirs, ours in (
+        (kind.train, "train"),
+        (kind.inference, "inference"),
+        (kind.align, "align"),
+    )
+    if theirs
 }
 
 

@@ -129,7 +129,7 @@ def requirements_from_config(
     config = vars(args) if isinstance(args, argparse.Namespace) else args
     tasks = _section(config, "encoder_conf").get("tasks")
     requirements = Requirements(
-        sample_rate=_parse_rate(_section(config, "frontend_conf").get("fs", 16000)),
+        sample_rate=rate_from_config(config),
         frames=_frames_from_config(config),
         tasks=None if tasks is None else read_tasks(tasks),
         ctc=_ctc_weight(config) != 0.0,
@@ -160,9 +160,15 @@ def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section
 
 
-def _parse_rate(value: Any) -> int:
+def rate_from_config(config: Mapping[str, Any]) -> int:
+    """The sampling rate of a configuration's model, in Hz.
+
+    Raises:
+        ConfigError: It is none.
+    """
     import humanfriendly  # as ESPnet: 16k is 16000
 
+    value = _section(config, "frontend_conf").get("fs", 16000)
     try:
         rate = humanfriendly.parse_size(value) if isinstance(value, str) else int(value)
     except (TypeError, ValueError, humanfriendly.InvalidSize):

@@ -216,6 +216,14 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         """Fingerprint of the wrapped encoder's weights."""
         return self._identity.backbone(self.backbone_tensors())
 
+    def stand_for(self, backbone: str) -> None:
+        """Take tasks of the backbone that this one is a rounded copy of.
+
+        Args:
+            backbone: Its fingerprint, which is this encoder's from now on.
+        """
+        self._identity.stand_for(backbone)
+
     @property
     def controller_fingerprint(self) -> str:
         """Fingerprint of what all tasks share."""

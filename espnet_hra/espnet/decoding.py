@@ -19,6 +19,7 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError, TaskError
+from espnet_hra.espnet import quantizing
 from espnet_hra.espnet.inputs import Wave, batch_names, check_greedy, named
 from espnet_hra.espnet.kinds import KINDS, adaptable
 from espnet_hra.espnet.models import Found, find_model, find_tasks
@@ -51,20 +52,40 @@ class _Builder:
         name: The ESPnet task.
         base: Where the frozen base is, if not where the configuration says.
         ready: A model that is there already, with its configuration.
+        quantize: The option by which ESPnet will quantise the model, if any.
+
+    Attributes:
+        built: The model, once it was asked for.
     """
 
-    def __init__(self, name: str, base: str | None, ready: Built | None):
+    def __init__(
+        self,
+        name: str,
+        base: str | None,
+        ready: Built | None,
+        quantize: str | None,
+    ):
         self._name, self._base, self._ready = name, base, ready
+        self._quantize = quantize
+        self.built: torch.nn.Module | None = None
 
     def build_model_from_file(
         self, config_file: Any = None, model_file: Any = None, device: str = "cpu"
     ) -> Built:
         """The model, see ``build_model_from_file`` of :class:`Adapting`."""
-        if self._ready is not None:
-            return self._ready
-        return espnet_task(self._name).build_model_from_file(
+        made = self._ready or espnet_task(self._name).build_model_from_file(
             config_file, model_file, device, base=self._base
         )
+        self.built = made[0]
+        if self._quantize is not None:
+            quantizing.check_method(self.built, self._quantize)
+        return made
+
+    def build_preprocess_fn(self, args: argparse.Namespace, train: bool) -> Any:
+        """ESPnet's own: there are no streams of tasks where it is asked for."""
+        kind = KINDS[self._name]
+        task = getattr(import_module(kind.module), kind.task)
+        return task.build_preprocess_fn(args, train)
 
 
 class Decoding:
@@ -116,13 +137,19 @@ class Decoding:
         config_file = args[0] if args else kwargs.get(self._kind().files[0])
         if config_file is not None and ready is None:
             read_yaml(Path(config_file), BaseModelError)  # ESPnet's errors are raw
+        quantize = quantizing.asked(kwargs)
+        builders = []
         with contextlib.ExitStack() as stack:
             for (module, name), kind in self.built_by.items():
-                builder = _Builder(kind, pretrained_model, ready)
+                builder = _Builder(kind, pretrained_model, ready, quantize)
+                builders.append(builder)
                 stack.enter_context(
                     standing_in(import_module(module), **{name: builder})
                 )
             super().__init__(*args, **kwargs)
+        if quantize is not None:
+            (exact,) = (one.built for one in builders if one.built is not None)
+            quantizing.settle(self.model, exact, quantize)
         if ctc_greedy:
             check_greedy(self.model, self.ctc_name)
         self.ctc_greedy = bool(ctc_greedy)
@@ -176,7 +203,7 @@ class Decoding:
             found = find_model(str(model_tag))
             kind = adaptable(found.espnet_task, found.source)
             if kind.name not in cls.built_by.values():
-                cls = opener(kind.name)
+                cls = cls._opener(kind.name, found.source)
             config, model = kind.files
             kwargs = {
                 config: found.config_file,
@@ -193,6 +220,11 @@ class Decoding:
         elif len(loaded) == 1:
             speech2text.set_task(loaded[0])  # the one that was asked for
         return speech2text
+
+    @classmethod
+    def _opener(cls, name: str, source: str) -> type["Decoding"]:
+        """The class like this one for models of an ESPnet task."""
+        return opener(name)
 
     # --------------------------------------------------------------------- tasks
 

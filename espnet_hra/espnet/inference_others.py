@@ -1,6 +1,5 @@
 """Decoding with tasks in other ESPnet tasks than asr: s2t, s2t_ctc, st, slu."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +8,8 @@ from espnet2.bin import s2t_inference, slu_inference, st_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
-from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.decoding import Decoding, NBest
-from espnet_hra.espnet.inputs import Wave, as_wave, as_waves
-from espnet_hra.names import listing
+from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, check_tags
 
 
 class OneByOne(Decoding):
@@ -137,24 +134,7 @@ class S2TSpeech2Text(OneByOne, s2t_inference.Speech2Text):
         self.lang_sym = symbol
 
     def _check_tags(self, *symbols: str | None) -> None:
-        """Refuse tags that the model does not have.
-
-        Raises:
-            ConfigError: It does not.
-        """
-        known = self.converter.token2id
-        for symbol in symbols:
-            if symbol is not None and symbol not in known:
-                tags = [
-                    token
-                    for token in known
-                    if re.fullmatch(r"<[a-z]{3}(_[a-z]{3})?>", token)
-                    and token not in ("<unk>", "<sos>", "<eos>", "<sop>")
-                ]
-                raise ConfigError(
-                    f"{symbol} is no tag of this model; it has {listing(tags)} and "
-                    "others, see its token list"
-                )
+        check_tags(self.converter.token2id, *symbols)
 
     @staticmethod
     def text_of(nbest: NBest) -> str:

@@ -1,6 +1,7 @@
 """What users hand over to be decoded, and what is refused."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from espnet2.torch_utils.device_funcs import is_out_of_memory_error
 
 from espnet_hra.errors import ConfigError, DataError, TaskError
 from espnet_hra.espnet.model import decode_names
+from espnet_hra.names import listing
 
 Wave = torch.Tensor | np.ndarray
 
@@ -23,16 +25,53 @@ def check_greedy(model: Any, name: str = "ctc") -> None:
     Raises:
         ConfigError: It is so.
     """
+    check_ctc(model, name, "ctc_greedy", "leave it out, for ESPnet's beam search")
+
+
+def check_ctc(model: Any, name: str, asked: str, instead: str) -> None:
+    """Refuse what needs a CTC where there is none, or one for several speakers.
+
+    Args:
+        model: ESPnet's model.
+        name: What it calls its CTC.
+        asked: What was asked for.
+        instead: What to do instead.
+
+    Raises:
+        ConfigError: It is so.
+    """
     if getattr(model, name, None) is None:
         raise ConfigError(
-            "ctc_greedy: this model has no CTC (its weight is 0); leave it out, for "
-            "ESPnet's beam search with the decoder"
+            f"{asked}: this model has no CTC (its weight is 0); {instead}"
         )
     if getattr(model, "num_ref", 1) > 1 or getattr(model, "num_inf", 1) > 1:
         raise ConfigError(
-            "ctc_greedy: this model writes down several speakers at once (PIT); leave "
-            "it out, for ESPnet's beam search"
+            f"{asked}: this model writes down several speakers at once (PIT); {instead}"
         )
+
+
+def check_tags(known: Collection[str], *symbols: str | None) -> None:
+    """Refuse tags that a model of s2t or s2t_ctc does not have.
+
+    Args:
+        known: Its tokens.
+        *symbols: The tags, with their brackets; None is none.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    for symbol in symbols:
+        if symbol is not None and symbol not in known:
+            tags = [
+                token
+                for token in known
+                if re.fullmatch(r"<[a-z]{3}(_[a-z]{3})?>", token)
+                and token not in ("<unk>", "<sos>", "<eos>", "<sop>")
+            ]
+            raise ConfigError(
+                f"{symbol} is no tag of this model; it has {listing(tags)} and "
+                "others, see its token list"
+            )
 
 
 def as_wave(speech: Any) -> torch.Tensor:

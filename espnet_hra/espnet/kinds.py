@@ -29,6 +29,9 @@ class Kind:
         opened_by: Names of the classes that this program opens a model with.
         stock: ESPnet's class that opens its models: "module:class".
         opens: Our class that does: "module:class".
+        align: ESPnet's program that aligns texts with it, in ``espnet2.bin``; empty if
+            there is none.
+        aligns: Our class that does: "module:class".
     """
 
     name: str
@@ -42,6 +45,8 @@ class Kind:
     opens: str
     model: str = "model_choices"
     opened_by: tuple[str, ...] = ("Speech2Text",)
+    align: str = ""
+    aligns: str = ""
 
     @property
     def module(self) -> str:
@@ -65,6 +70,8 @@ _TABLE = (
         inference="asr_inference",
         stock="espnet2.bin.asr_inference:Speech2Text",
         opens="espnet_hra.espnet.inference:Speech2Text",
+        align="asr_align",
+        aligns="espnet_hra.espnet.alignment:CTCSegmentation",
     ),
     Kind(
         name="s2t",
@@ -88,6 +95,8 @@ _TABLE = (
         opened_by=("Speech2Text", "Speech2TextGreedySearch"),
         stock="espnet2.bin.s2t_inference:Speech2Text",
         opens="espnet_hra.espnet.inference_others:S2TSpeech2Text",
+        align="s2t_align",
+        aligns="espnet_hra.espnet.alignment:S2TCTCSegmentation",
     ),
     Kind(
         name="st",
@@ -158,6 +167,26 @@ def adaptable(name: str, source: str) -> Kind:
             f"adapted; models of {', '.join(KINDS)} can"
         )
     return KINDS[name]
+
+
+def alignable(name: str, source: str) -> Kind:
+    """As :func:`adaptable`, of models that texts can be aligned with.
+
+    Args:
+        name: The name.
+        source: How messages name the model.
+
+    Raises:
+        BaseModelError: They cannot.
+    """
+    kind = adaptable(name, source)
+    if not kind.align:
+        able = [other.name for other in KINDS.values() if other.align]
+        raise BaseModelError(
+            f"{source}: this model is of the ESPnet task {name}, whose CTC does not "
+            f"follow the recording; texts are aligned with models of {', '.join(able)}"
+        )
+    return kind
 
 
 def check_kind(asked: str, config: Mapping[str, Any], source: str) -> None:

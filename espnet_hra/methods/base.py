@@ -166,6 +166,8 @@ class Adapter(torch.nn.Module):
         heads: The parameters of the tasks.
         mixes: Whether one pass can serve utterances of several tasks. Where it is
             False, the encoder runs a mixed batch task by task.
+        quantizes: Whether tasks work on a backbone with quantised weights: where they
+            change its parameters themselves, they cannot.
         default_ctc: The key ``ctc`` of a model that does not say.
         ctc: The tasks' CTC projections; None if they have none.
         keys: The method's own keys of ``adapter_conf``, as they were given.
@@ -176,6 +178,7 @@ class Adapter(torch.nn.Module):
     """
 
     mixes = True
+    quantizes = True
     default_ctc = "frozen"
 
     def __init__(

@@ -25,6 +25,7 @@ class Differences(Adapter):
     """
 
     mixes = False
+    quantizes = False
 
     def __init__(
         self, name: str, backbone: Backbone, parameters: Mapping[str, torch.Tensor]
@@ -89,6 +90,7 @@ class NoAdapter(Differences):
     """
 
     mixes = True
+    quantizes = True
 
     def __init__(self, backbone: Backbone):
         super().__init__("none", backbone, {})

@@ -83,6 +83,7 @@ class LoRA(Adapter):
             if value:  # so that files from before there was the key still fit
                 config[key] = value
         super().__init__(config, shapes, _initialise)
+        self.quantizes = not dora  # which reads the lengths of the weights' rows
         self._layers = {
             (m.in_features, m.out_features): _peft_layer(
                 m,
