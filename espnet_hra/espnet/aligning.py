@@ -63,6 +63,16 @@ class CTCSegmentation(Decoding, asr_align.CTCSegmentation):
         if without_task and self._heads is not None:
             self.set_task(None)
 
+    @classmethod
+    def from_pretrained(cls, model_tag: str | None = None, **kwargs: Any) -> Decoding:
+        opened = super().from_pretrained(model_tag, **kwargs)
+        if not isinstance(opened, cls):
+            raise ConfigError(
+                f"{model_tag}: this model is of the ESPnet task {opened._kind().name}; "
+                "those of asr can be aligned with"
+            )
+        return opened
+
     def __call__(
         self,
         speech: Wave,

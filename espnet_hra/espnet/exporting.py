@@ -196,12 +196,13 @@ def _features(model: Any) -> int:
     """Dimension of the features that the encoder is given."""
     if model.frontend is not None:
         return model.frontend.output_size()
-    return model.encoder.exported_input_size
+    raise ConfigError(
+        "this model takes features and has no frontend that says how many a frame has; "
+        "export takes models with a frontend"
+    )
 
 
-def write(
-    path: Path, model: Any, tokens: list[str], rate: int, batch_free: bool = True
-) -> dict[str, Any]:
+def write(path: Path, model: Any, tokens: list[str], rate: int) -> dict[str, Any]:
     """Write a model's graph, and beside it its description and tokens.
 
     Args:
