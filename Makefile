@@ -32,7 +32,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml local/find_python.sh
 	fi
 	@echo "Installing ESPnet and PyTorch (2-4 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
-	    --editable '.[lora,adapt,align,plots,whisper,test,dev]'
+	    --editable '.[lora,adapt,align,export,plots,whisper,test,dev]'
 	@touch $@
 	@echo "Installed in $(VENV)"
 

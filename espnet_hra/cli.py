@@ -24,6 +24,7 @@ COMMANDS = {
     "align": ("bin.align", "find when each line of a text was said (CTC segmentation)"),
     "params": ("commands.params", "table of trainable and per-task parameters"),
     "tasks": ("commands.tasks", "list, add, remove, export, import, verify tasks"),
+    "export": ("commands.export", "one ONNX or torch graph that serves all tasks"),
     "pack": ("commands.pack", "make a pack of a model or of tasks, and upload it"),
     "bench": ("bench", "compare adapters: quality, speed"),
     "recipe": ("commands.recipe", "copy the recipe, into an ESPnet checkout for one"),
