@@ -497,7 +497,7 @@ def test_a_batch_system(base, joint, data, first, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_done_for_any_task_is_one_line(
-    base, joint, an4, data, first, tmp_path
+    base, joint, data, first, tmp_path
 ):
     good = command(base, joint, data, tmp_path / "out")
 
@@ -509,7 +509,7 @@ def test_what_cannot_be_done_for_any_task_is_one_line(
     for argv, error, message in (
         ([*good, "--output_dir", "x"], ConfigError, "--output_dir is not possible"),
         ([*good, "--tasks", "a", "z"], TaskError, "has the task z; tasks of the data"),
-        (changed("--data", an4["train"]), DataError, "utt2task: cannot be read"),
+        (changed("--data", tmp_path), DataError, "utt2task: cannot be read"),
         (changed("--init_adapter", "x.pth"), BaseModelError, "there is no such file"),
         (changed("--pretrained_model", "/x"), BaseModelError, "no such file or folder"),
         (changed("--out", base), BaseModelError, "this is the folder of a model"),

@@ -16,6 +16,7 @@ import io
 import os
 import re
 import shlex
+import stat
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -365,7 +366,8 @@ def stamp(entry: str) -> str:
             status = os.stat(name)
         except (OSError, ValueError):
             continue
-        stamps.append(f"{status.st_size} {status.st_mtime_ns}")
+        if stat.S_ISREG(status.st_mode):  # a folder changes with all that is in it
+            stamps.append(f"{status.st_size} {status.st_mtime_ns}")
     # Names have been written so since the first version: nothing is converted again.
     return " ".join(stamps) if len(stamps) > 1 else f"{entry} missing"
 
