@@ -123,6 +123,7 @@ class Shown:
     def __init__(self, items: Iterable[pytest.Item]):
         self.tests: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
         self.reasons: dict[tuple[str, str], str] = {}
+        self.proofs: dict[str, set[str]] = collections.defaultdict(set)
         self.modules = set()
         for item in items:
             self.modules.add(Path(item.path).name)
@@ -144,6 +145,8 @@ class Shown:
                     f"{item.nodeid}: no {axis} of the page: {', '.join(unknown)}"
                 )
         name = f"{Path(item.path).stem}::{item.name.partition('[')[0]}"
+        if because is not None:
+            self.proofs[because].add(name)
         for one, other in (
             ("encoder", "entrance"),
             ("objective", "entrance"),
@@ -164,7 +167,10 @@ class Shown:
         text += f" (+{len(found) - 1})" if len(found) > 1 else ""
         reason = self.reasons.get((row, column))
         if reason is None and not found:
-            reason = REASONS[rule(**chosen)]
+            key = rule(**chosen)
+            reason = REASONS[key]
+            # Where another cell's test shows that it is so, that one is named.
+            text = f"`{min(self.proofs[key])}`" if self.proofs[key] else ""
         return ": ".join(part for part in (reason, text) if part)
 
 
