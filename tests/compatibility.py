@@ -71,6 +71,8 @@ ENTRANCES = (
     "asr.sh",
     "ESPnet3",
     "--quantize_asr_model",
+    "align",
+    "export",
 )
 AXES = {"encoder": ENCODERS, "objective": OBJECTIVES, "entrance": ENTRANCES}
 

@@ -16,6 +16,7 @@ import torch
 import yaml
 from adaptations import waves
 from espnet2.asr.encoder.e_branchformer_ctc_encoder import EBranchformerCTCEncoder
+from espnet2.bin import s2t_align
 from espnet_tasks import (
     OTHERS,
     adaptation,
@@ -382,6 +383,44 @@ def test_a_quantized_model_decodes_with_its_tasks(models, data):
         )
         scores.add(round(score, 3))
     assert len(scores) == 2
+
+
+@pytest.mark.shows(objective="s2t_ctc", entrance="align")
+def test_texts_are_aligned_as_by_espnet_and_with_tasks(
+    bases, models, data, tmp_path, capsys, monkeypatch
+):
+    """With models of s2t_ctc, whose windows are five seconds here."""
+    base, model = bases("s2t_ctc"), models("s2t_ctc")
+    sounds = waves(data["train"])
+    lines = dict(line.split(None, 1) for line in (data["train"] / "src_text").open())
+    wave = np.concatenate(list(sounds.values())[:2])
+    text = [f"{name} {lines[name].strip()}" for name in list(sounds)[:2]]
+    own = type("Own", (s2t_align.CTCSegmentation,), {})
+    with monkeypatch.context() as patch:  # ESPnet takes paths as they are written
+        patch.chdir(base.parent)
+        stock = own(base / "config.yaml", base / MODEL, context_len_in_secs=1.0)
+    aligner = espnet_hra.CTCSegmentation.from_pretrained(
+        str(model), context_len_in_secs=1.0
+    )
+    aligner.set_task(None)
+    assert str(aligner(wave, text)) == str(stock(wave, text))
+    found = {task: str(aligner(wave, text, task=task)) for task in TASKS}
+    assert len({*found.values(), str(stock(wave, text))}) == 3
+    aligner.lang_sym = "<xyz>"
+    with pytest.raises(ConfigError, match="<xyz> is no tag of this model; it has <eng"):
+        aligner(wave, text, task="male")
+    soundfile.write(tmp_path / "rec.wav", wave, 16000, subtype="FLOAT")
+    (tmp_path / "text").write_text("\n".join(text))
+    aligner.lang_sym = "<eng>"
+    wanted = str(aligner(wave, text, 16000, "rec", task="male"))
+    capsys.readouterr()
+    command(
+        *("align", "--audio", str(tmp_path / "rec.wav")),
+        *("--text", str(tmp_path / "text"), "--task", "male"),
+        *("--s2t_train_config", str(model / "config.yaml")),
+        *("--s2t_model_file", str(model / MODEL), "--context_len_in_secs", "1"),
+    )
+    assert capsys.readouterr().out == wanted
 
 
 @pytest.mark.shows(objective="{name}", entrance="transcribe")

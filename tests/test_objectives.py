@@ -117,23 +117,3 @@ def test_it_decodes_with_each_task_and_without_one_as_the_base(adapted, an4):
         assert len({tuple(one) for one in said.values()}) > 1
     both = speech2text([wave, wave], task=["male", "female"])
     assert [ids(one) for one in both] == [said["male"], said["female"]]
-
-
-@pytest.mark.shows(
-    encoder="conformer",
-    objective=("CTC", "CTC and attention"),
-    entrance="--quantize_asr_model",
-)
-def test_a_quantized_model_decodes_with_its_tasks(adapted, an4):
-    objective, _, exp = adapted
-    if objective not in ("ctc", "hybrid"):
-        pytest.skip("two are enough")
-    wave = np.asarray(waves(an4)[0])
-    speech2text = espnet_hra.Speech2Text.from_pretrained(
-        str(exp), ctc_greedy=True, quantize_asr_model=True
-    )
-    layers = speech2text.asr_model.encoder.encoders
-    assert any("quantized" in type(m).__module__ for m in layers.modules())
-    for task in ("female", "male", None):
-        speech2text.set_task(task)
-        assert speech2text(wave)[0][0] is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
-from espnet2.utils.types import str2bool, str_or_none
+from espnet2.utils.types import float_or_none, str2bool, str_or_none
 
 from espnet_hra.data.audio import read_audio
 from espnet_hra.data.lists import read_entries
@@ -86,6 +86,11 @@ def get_parser(kind: Kind) -> config_argparse.ArgumentParser:
         group.add_argument("--lang_sym", default="<eng>", help="The language's tag")
         group.add_argument(
             "--task_sym", default="<asr>", help="The tag of what is done"
+        )
+        group.add_argument(
+            "--context_len_in_secs",
+            type=float_or_none,
+            help="What is cut off at either side of a window of the model (default: 4)",
         )
     return parser
 
