@@ -523,3 +523,24 @@ def test_a_token_model_that_is_gone_is_named(zipped, tmp_path):
     (folder / SPM / "bpe.model").unlink()
     with pytest.raises(BaseModelError, match=f"names {SPM}/bpe.model, which is"):
         open_base(folder).model_config()
+
+
+@pytest.mark.parametrize(
+    "token_type, packed, taken",
+    [("bpe", False, True), ("char", True, True), ("char", False, False)],
+)
+def test_a_list_of_symbols_that_is_gone(token_type, packed, taken, zipped, tmp_path):
+    """ESPnet's recipes do not pack it, and only tokenizers that cut words need it."""
+    folder = as_unpacked_zip(Path(), zipped, tmp_path)
+    file = folder / EXP / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config |= {"non_linguistic_symbols": "data/nlsyms.txt", "token_type": token_type}
+    file.write_text(yaml.safe_dump(config))
+    if not packed:
+        (folder / "meta.yaml").unlink()
+    read = open_base(folder / EXP).model_config
+    if taken:
+        assert read()["non_linguistic_symbols"] is None
+    else:
+        with pytest.raises(BaseModelError, match="names data/nlsyms.txt, which is"):
+            read()
