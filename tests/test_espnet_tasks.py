@@ -637,6 +637,24 @@ def decode_pack(name: str, pack: Path, folder: Path, output: Path) -> list[str]:
     return ["--model_tag", str(pack), *cmd[4:]]
 
 
+def test_files_of_one_name_stay_apart_in_a_pack(models, tmp_path):
+    """A translation's recipe has a bpe.model for each language."""
+    model = Path(shutil.copytree(models("st"), tmp_path / "model"))
+    config = yaml.safe_load((model / "config.yaml").read_text())
+    target = Path(config["bpemodel"])
+    (tmp_path / "src_bpe").mkdir()
+    source = tmp_path / "src_bpe" / target.name
+    source.write_bytes(b"the source's")
+    config["src_bpemodel"] = str(source)
+    (model / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ("--out", str(tmp_path / "pack"), "--license", "cc0-1.0")
+    command("pack", "--model", str(model), *words)
+    packed = yaml.safe_load((tmp_path / "pack" / "config.yaml").read_text())
+    for key, expected in (("bpemodel", target), ("src_bpemodel", source)):
+        inside = tmp_path / "pack" / packed[key]
+        assert inside.read_bytes() == expected.read_bytes()
+
+
 def test_an_adaptation_without_its_base_says_what_to_do(models, bases, tmp_path):
     """Its token model and statistics are in the base's recipe as well."""
     folder, model = bases("st").parent, models("st")

@@ -20,9 +20,11 @@ import espnet_hra
 from espnet_hra import cli
 from espnet_hra.bin.python import translate
 from espnet_hra.data.audio import AudioError, Conversion, convert, read_audio
+from espnet_hra.data.checks import check
+from espnet_hra.data.requirements import Requirements
 from espnet_hra.errors import BaseModelError, ConfigError, DataError
 from espnet_hra.espnet.base import open_base
-from espnet_hra.espnet.inputs import as_wave, out_of_memory
+from espnet_hra.espnet.inputs import as_wave, check_greedy, out_of_memory
 from espnet_hra.espnet.kinds import KINDS
 from espnet_hra.espnet.trainer import check_finite
 
@@ -309,17 +311,6 @@ def archive(an4, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("form", ["sound", "kaldi_ark"])
-def test_decoding_refuses_archives_of_another_rate(form, model, archive, tmp_path):
-    words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
-    words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
-    words += ["--output_dir", str(tmp_path / "out"), "--ctc_greedy", "true"]
-    words += ["--data_path_and_name_and_type", f"{archive / 'wav.scp'},speech,{form}"]
-    with pytest.raises(SystemExit, match="has 8,000 Hz, and the model wants 16,000"):
-        cli.main(["decode", *words])
-    assert not (tmp_path / "out" / "1best_recog").exists()
-
-
 def test_training_checks_recordings_in_archives(an4, base, archive, tmp_path):
     words = options({**an4, "train": archive}, base, tmp_path / "exp", check_data=True)
     words = [word.replace("speech,sound", "speech,kaldi_ark") for word in words]
@@ -328,6 +319,41 @@ def test_training_checks_recordings_in_archives(an4, base, archive, tmp_path):
 
     with pytest.raises(DataError, match="(?s)train data.*sample rate.*8000 Hz"):
         asr_train.main(words)
+
+
+@pytest.mark.parametrize("form", ["sound", "kaldi_ark"])
+def test_decoding_refuses_archives_of_another_rate(form, model, an4, tmp_path):
+    """They have a rate like any recording, and ESPnet's loop looks at none."""
+    ark, scp = tmp_path / "a.ark", tmp_path / "wav.scp"
+    for rate in (16000, 8000):
+        soundfile.write(tmp_path / "a.wav", np.asarray(waves(an4)[0]), rate)
+        ark.write_bytes(b"utt " + (tmp_path / "a.wav").read_bytes())
+        scp.write_text(f"utt {ark}:4\n")
+        words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
+        words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
+        words += ["--output_dir", str(tmp_path / str(rate)), "--ctc_greedy", "true"]
+        words += ["--data_path_and_name_and_type", f"{scp},speech,{form}"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["decode", *words, "--num_workers", "0"])
+        if rate == 8000:
+            said = str(ended.value.code)
+            assert "utt has 8,000 Hz, and the model wants 16,000" in said
+            assert not (tmp_path / "8000" / "1best_recog").exists()
+        else:
+            assert not ended.value.code
+            assert (tmp_path / "16000" / "1best_recog" / "text").exists()
+
+
+def test_decoding_refuses_two_channels(model, an4, tmp_path):
+    wave = np.asarray(waves(an4)[0])
+    soundfile.write(tmp_path / "two.wav", np.stack([wave, wave], axis=1), 16000)
+    (tmp_path / "wav.scp").write_text(f"utt {tmp_path / 'two.wav'}\n")
+    words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
+    words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
+    words += ["--output_dir", str(tmp_path / "out"), "--ctc_greedy", "true"]
+    words += ["--data_path_and_name_and_type", f"{tmp_path / 'wav.scp'},speech,sound"]
+    with pytest.raises(SystemExit, match="expected one channel"):
+        cli.main(["decode", *words, "--num_workers", "0"])
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".aiff"])
@@ -378,6 +404,38 @@ def test_greedy_decoding_of_several_speakers_is_refused(tmp_path):
     folder = make_base(tmp_path / "two", tokens, config)
     with pytest.raises(ConfigError, match="several speakers at once .PIT.*beam search"):
         espnet_hra.Speech2Text.from_pretrained(str(folder), ctc_greedy=True)
+
+
+@pytest.mark.parametrize("count", ["num_ref", "num_inf"])
+def test_greedy_decoding_of_several_speakers_at_once_is_refused(count, base):
+    """A model of PIT writes several texts, and greedy CTC would give one for all."""
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(base), ctc_greedy=True)
+    model = speech2text.asr_model
+    check_greedy(model)
+    setattr(model, count, 2)
+    with pytest.raises(ConfigError, match="several speakers at once .PIT.*beam search"):
+        check_greedy(model)
+
+
+@pytest.mark.parametrize(
+    "seconds, warned", [((59, 60), 0), ((61, 30), 1), ((61, 600), 2)]
+)
+def test_long_utterances_are_told_before_memory_runs_out(
+    seconds, warned, tmp_path, caplog
+):
+    noise = np.random.default_rng(0).normal(0, 0.1, 601 * 1000)
+    for i, length in enumerate(seconds):
+        soundfile.write(tmp_path / f"u{i}.wav", noise[: length * 1000], 1000)
+    lines = [f"u{i} {tmp_path / f'u{i}.wav'}\n" for i in range(len(seconds))]
+    (tmp_path / "wav.scp").write_text("".join(lines))
+    requirements = Requirements(sample_rate=1000)
+    assert check(tmp_path / "wav.scp", requirements=requirements, jobs=1).ok
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == bool(warned)
+    if warned == 1:
+        assert "1 utterance longer than 60 s, the longest u0 with 61 s" in told[0]
+    if warned == 2:
+        assert "2 utterances longer than 60 s, the longest u1 with 600 s" in told[0]
 
 
 def test_memory_that_runs_out_on_a_processor_is_known():

@@ -254,9 +254,7 @@ def test_without_a_task_it_is_espnets_own(kind, models, recipes, recordings):
 
     base = recipes(kind)
     with within(base):
-        stock = Speech2Text(
-            f"{EXP}/config.yaml", f"{EXP}/valid.acc.ave.pth", **OPTIONS
-        )
+        stock = Speech2Text(f"{EXP}/config.yaml", f"{EXP}/valid.acc.ave.pth", **OPTIONS)
         expected = said(stock, recordings(kind))
     ours = opened(models(kind))
     ours.set_task(None)
@@ -352,6 +350,8 @@ def test_a_task_is_added_when_the_base_has_moved(
         command("tasks", "add", "new", data, *options, *base)
         with pytest.raises(SystemExit, match="where the base is now"):
             cli.main(["tasks", "add", "more", str(data), *map(str, options)])
+        command("tasks", "list", "--model", model)
+        command("params", model / "config.yaml", *base)
         speech2text = opened(model, task="new", pretrained_model=str(recipe / EXP))
         assert said(speech2text, recordings(kind))
         words = ("--tasks", "new", "--license", "cc0-1.0", "--out", tmp_path / "p.zip")
@@ -391,7 +391,8 @@ def test_a_base_of_8_khz_takes_8_khz(models, speech, tmp_path, capsys):
         for data in (wide, narrow)
         for line in (data["test"] / "wav.scp").open()
     ]
-    command("transcribe", *files, "--model", model, "--task", "male")
+    words = ("--task", "male", "--ctc_greedy", "false", "--beam_size", 2)
+    command("transcribe", *files, "--model", model, *words)
     texts = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
     half = len(texts) // 2
     assert any(texts) and texts[:half] == texts[half:]
@@ -522,3 +523,24 @@ def test_a_token_model_that_is_gone_is_named(zipped, tmp_path):
     (folder / SPM / "bpe.model").unlink()
     with pytest.raises(BaseModelError, match=f"names {SPM}/bpe.model, which is"):
         open_base(folder).model_config()
+
+
+@pytest.mark.parametrize(
+    "token_type, packed, taken",
+    [("bpe", False, True), ("char", True, True), ("char", False, False)],
+)
+def test_a_list_of_symbols_that_is_gone(token_type, packed, taken, zipped, tmp_path):
+    """ESPnet's recipes do not pack it, and only tokenizers that cut words need it."""
+    folder = as_unpacked_zip(Path(), zipped, tmp_path)
+    file = folder / EXP / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config |= {"non_linguistic_symbols": "data/nlsyms.txt", "token_type": token_type}
+    file.write_text(yaml.safe_dump(config))
+    if not packed:
+        (folder / "meta.yaml").unlink()
+    read = open_base(folder / EXP).model_config
+    if taken:
+        assert read()["non_linguistic_symbols"] is None
+    else:
+        with pytest.raises(BaseModelError, match="names data/nlsyms.txt, which is"):
+            read()

@@ -32,6 +32,9 @@ _OWN = (
     "language",
 )
 
+#: Types of data streams whose recordings have a rate, which ESPnet's loop ignores.
+_WITH_A_RATE = ("sound", "kaldi_ark")
+
 
 def training(name: str) -> Callable[..., None]:
     """The program that trains adapted models of an ESPnet task.
@@ -207,9 +210,7 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
     if "Speech2TextGreedySearch" in kind.opened_by and options["beam_size"] == 1:
         extra["ctc_greedy"] = True  # as ESPnet's program, which takes that class then
     streams = options.get("data_path_and_name_and_type") or ()
-    # In archives there may be features as well, which have no rate.
-    forms = ("sound", "kaldi_ark")
-    recordings = [path for path, _, form in streams if form in forms]
+    recordings = [path for path, _, form in streams if form in _WITH_A_RATE]
     stand_in = _Opener(kind, extra, without_task, recordings)
     others: dict[str, Any] = dict.fromkeys(kind.opened_by, stand_in)
     program = _program(kind)

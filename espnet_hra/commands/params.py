@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from espnet_hra.errors import ConfigError
 from espnet_hra.files.config import read_yaml
@@ -26,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; `--help` lists the options."""
     args = get_parser().parse_args(argv)
     config = read_yaml(args.config, ConfigError)
+    if config.get("base_fingerprint"):  # a saved one: its paths are from elsewhere
+        from espnet_hra.espnet.base import read_config
+
+        config = read_config(Path(args.config), args.pretrained_model)
     for name in ("pretrained_model", "token_list"):
         if getattr(args, name) is not None:
             config[name] = getattr(args, name)

@@ -11,6 +11,7 @@ shape files that ESPnet's batch sampler wants.
 import argparse
 import difflib
 import functools
+import logging
 import os
 import unicodedata
 from collections import Counter
@@ -18,12 +19,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from espnet_hra.data.intake import CUT, has_segments
 from espnet_hra.data.lists import KaldiList, PathLike, read_list
-from espnet_hra.data.problems import Problem, Report, describe
+from espnet_hra.data.problems import Problem, Report, describe, number
 from espnet_hra.data.recordings import read_all
 from espnet_hra.data.requirements import Requirements, frames_for_ctc
 from espnet_hra.names import TASK_NAME, listing
 
 _Tell = Callable[[str, str, str, str], None]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds from which on an utterance is said to be long.
+LONG = 60
 
 
 def check(
@@ -104,7 +110,22 @@ def check(
             report.samples[utterance] = length
             if utterance in tokens:
                 report.tokens[utterance] = len(tokens[utterance])
+    _warn_of_length(audio_list.path, report, rate)
     return report
+
+
+def _warn_of_length(path: object, report: Report, rate: int) -> None:
+    """Say which utterances are so long that memory may not hold what they need."""
+    long = sorted(
+        (utt for utt, length in report.samples.items() if length > LONG * rate),
+        key=lambda utt: (-report.samples[utt], utt),
+    )
+    if long:
+        logger.warning(
+            f"{path}: {number(len(long), 'utterance')} longer than {LONG} s, the "
+            f"longest {long[0]} with {report.samples[long[0]] / rate:.0f} s: memory "
+            "grows with the square of the length; cut them if it runs out"
+        )
 
 
 def add_skip_bad(parser: argparse._ActionsContainer) -> None:

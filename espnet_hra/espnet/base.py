@@ -256,6 +256,8 @@ def _from_folder(source: str, folder: Path) -> BaseModel:
         for file in found:
             if re.fullmatch(pattern, file.name) and config.is_file():
                 return BaseModel(source, file, config)
+    if len(found) == 1 and config.is_file():  # 20epoch.pth, of an unpacked pack
+        return BaseModel(source, found[0], config)
     raise BaseModelError(
         f"{source}: no ESPnet model in this folder; expected meta.yaml, or config.yaml "
         "beside a checkpoint such as valid.acc.ave.pth"

@@ -87,10 +87,6 @@ class _Builder:
         task = getattr(import_module(kind.module), kind.task)
         return task.build_preprocess_fn(args, train)
 
-    def build_preprocess_fn(self, args: argparse.Namespace, train: bool) -> Any:
-        """What ESPnet makes of texts, for its classes that are given some."""
-        return espnet_task(self._name).build_preprocess_fn(args, train)
-
 
 class Decoding:
     """Mixin for ESPnet's inference classes: strict loading, and the choice of tasks.

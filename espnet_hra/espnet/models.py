@@ -69,9 +69,17 @@ class Found:
         return read_config(self._config_file(), base)
 
     @property
+    def written(self) -> dict[str, Any]:
+        """Its configuration as it is, whether the files that it names are there or not.
+
+        Errors as of the above.
+        """
+        return read_yaml(self._config_file(), BaseModelError)
+
+    @property
     def espnet_task(self) -> str:
         """The ESPnet task that it is a model of. Errors as of the above."""
-        return espnet_task_of(read_yaml(self._config_file(), BaseModelError))
+        return espnet_task_of(self.written)
 
     def _config_file(self) -> Path:
         if self.config_file is None:
@@ -83,7 +91,7 @@ class Found:
 
     def languages(self, task: str) -> list[str] | None:
         """The language that the training was told of a task, for its file."""
-        told = self.read_config().get("languages")
+        told = self.written.get("languages")
         return [str(told[task])] if isinstance(told, dict) and task in told else None
 
     @property
@@ -316,7 +324,7 @@ def checkpoint_tasks(found: Found) -> tuple[str, ...]:
     Raises:
         BaseModelError: The configuration is not readable, or of another model.
     """
-    config = found.read_config()
+    config = found.written
     conf = config.get("encoder_conf")
     if not str(config.get("encoder")).startswith(PREFIX) or not isinstance(conf, dict):
         raise BaseModelError(
