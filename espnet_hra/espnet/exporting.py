@@ -272,6 +272,7 @@ def describe(model: Any, rate: int) -> dict[str, Any]:
     """
     encoder = model.encoder
     adapter, takes = encoder.adapter, Graph(model).takes
+    xs: list[str | int]
     xs = ["batch", "samples"] if takes == "speech" else ["batch", "frames"]
     if takes == "feats":
         xs.append(_features(model))

@@ -46,7 +46,8 @@ def head_inputs(
     record = _description(description)
     layout = Layout()
     layout.extend(record["layout"])
-    listed = list(tasks) if isinstance(tasks, (list, tuple)) else [tasks]
+    one = tasks is None or isinstance(tasks, str | os.PathLike)
+    listed: list[PathLike | None] = [tasks] if one else list(tasks)  # type: ignore[list-item, arg-type]
     rows = {path: _row(path, layout, record, description) for path in set(listed)}
     if record["inputs"][2]["shape"][0] == 1 and len(set(listed)) == 1:
         listed = listed[:1]
