@@ -181,6 +181,20 @@ def _decoder(name: str, **conf: Any) -> dict[str, Any]:
 
 _DYNAMIC = {**_DECODER, "conv_wshare": 4, "conv_kernel_length": [11]}
 _INTERCTC = {"interctc_layer_idx": [1, 2], "interctc_use_conditioning": True}
+_S4 = {
+    "input_layer": "embed",
+    "dropinp": 0.0,
+    "dropout": 0.1,
+    "prenorm": True,
+    "n_layers": 1,
+    "layer": [
+        {"_name_": "s4", "postact": "glu", "n_ssm": 1, "measure": "legs", "d_state": 8},
+        {"_name_": "ff", "expand": 2, "activation": "gelu", "dropout": 0.1},
+    ],
+    "residual": "residual",
+    "norm": "layer",
+}
+
 #: The kinds, by name.
 PUBLISHED: dict[str, dict[str, Any]] = {
     # ------------------------------------------------------------------ transformer
@@ -318,6 +332,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "conformer-layer_drop_decoder": _conformer(
         _decoder("transformer", **_DECODER, layer_drop_rate=0.2)
     ),
+    "conformer-s4_decoder": _conformer(_decoder("s4", **_S4)),
     "conformer-language_token": _conformer(
         {**_HYBRID, "model_conf": {"ctc_weight": 0.3, "lang_token_id": 3}}
     ),
@@ -406,6 +421,28 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         },
     ),
     # ------------------------------------------------------------------ from the wave
+    "torchaudio_hubert": _of(
+        "torchaudiohubert",
+        {
+            "extractor_conv_layer_config": [
+                [16, 10, 5],
+                [16, 3, 2],
+                [16, 3, 2],
+                [16, 2, 2],
+            ],
+            "encoder_embed_dim": 16,
+            "encoder_ff_interm_features": 24,
+            "encoder_pos_conv_kernel": 8,
+            "encoder_pos_conv_groups": 2,
+            "encoder_num_layers": 3,
+            "encoder_num_heads": 2,
+            "num_classes": 5,
+            "final_dim": 8,
+            "finetuning": True,
+        },
+        _CTC,
+        {"frontend": None, "frontend_conf": {}, "input_size": 1, "normalize": None},
+    ),
     "beats": _of(
         "beats",
         {

@@ -450,6 +450,19 @@ def test_layers_are_found_wherever_they_hang(name, adapter, tmp_path):
     assert again.backbone_fingerprint == fingerprint
 
 
+def test_a_schedule_of_the_base_does_not_hold_the_adapter_back():
+    """HuBERT may run without gradients for a while, and counts its updates."""
+    cls, conf, batch_, _ = elsewhere("torchaudiohubert")
+    conf = {**conf, "freeze_encoder_updates": 5}
+    stock = cls(DIM, **conf).requires_grad_(False)
+    encoder = adapt(stock, conf, ["a"])
+    as_if_trained(encoder.train(), scale=0.1)
+    for _ in range(2):
+        loss_of(encoder(*batch_)[0]).backward()
+    assert encoder.adapter.heads.vector("a").grad.any()
+    assert int(encoder.global_step) == int(stock.global_step) == 0
+
+
 # ----------------------------------------------------------------------- streaming
 
 STREAMING = {

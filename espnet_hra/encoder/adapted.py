@@ -17,7 +17,11 @@ import torch
 
 from espnet_hra.encoder import compiling, folder, mixed, selection, stepping
 from espnet_hra.encoder.checkpointing import Passes, in_backward
-from espnet_hra.encoder.freezing import freeze_dropout, freeze_statistics
+from espnet_hra.encoder.freezing import (
+    freeze_dropout,
+    freeze_statistics,
+    learn_at_once,
+)
 from espnet_hra.encoder.identity import Identity
 from espnet_hra.encoder.interface import TaskInterface
 from espnet_hra.encoder.layers import find_layers
@@ -84,6 +88,7 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         super().__init__(input_size, **backbone_conf)
         self.layer_list = find_layers(self, self.backbone_class.__name__)
         self.requires_grad_(False)  # before the adapter, which learns, is there
+        learn_at_once(self)
         self.adapter = build_adapter(
             adapter, self.layer_list.backbone(self), adapter_conf
         )

@@ -1,9 +1,24 @@
-"""What stays frozen beside the parameters: statistics and dropout of the backbone."""
+"""What stays frozen beside the parameters: statistics, dropout, counters of updates."""
 
 import torch
 
 #: All that torch calls dropout, of single values or whole channels.
 _Dropout = torch.nn.modules.dropout._DropoutNd
+
+#: Attributes of ESPnet's HuBERT and wav2vec encoders: for so many updates, all layers
+#: run without gradients.
+_SCHEDULES = ("freeze_encoder_updates", "freeze_finetune_updates")
+
+
+def learn_at_once(encoder: torch.nn.Module) -> None:
+    """Take back a schedule by which the encoder's layers begin to learn later.
+
+    They never learn here, and what follows them could not either: without gradients
+    the adapter would stand still for as long, or the training fail.
+    """
+    for name in _SCHEDULES:
+        if hasattr(encoder, name):
+            setattr(encoder, name, 0)
 
 
 def freeze_statistics(

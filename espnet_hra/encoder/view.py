@@ -29,6 +29,14 @@ def view[M: torch.nn.Module](
         changes: What stands in for parts of the encoder, by dotted path.
     """
     copied = changed(encoder, changes) if changes else shallow_copy(encoder)
+    # Some encoders count their updates, and what is frozen has none.
+    counters = {
+        name: buffer.clone()
+        for name, buffer in copied._buffers.items()
+        if buffer is not None and buffer.dtype == torch.long
+    }
+    if counters:
+        copied._buffers = {**copied._buffers, **counters}
     kind = _ContextLayer if layers.streaming else _AdaptedLayer
     return with_layers(
         copied, layers, lambda index, layer: kind(_private(layer), index, after_layer)
