@@ -14,7 +14,7 @@ def call(*words):
     return ended.value.code
 
 
-#: Those that have ESPnet's own parser, whose options are only known once it is imported.
+#: Those with ESPnet's own parser: its options are known once it is imported.
 ESPNETS = ("train", "decode", "align")
 
 
