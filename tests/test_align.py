@@ -17,6 +17,7 @@ from espnet2.bin import asr_align as stock_align
 import espnet_hra
 from espnet_hra import cli
 from espnet_hra.bin import asr_align
+from espnet_hra.bin.python import translate
 from espnet_hra.data.audio import resample
 from espnet_hra.errors import BaseModelError, ConfigError, DataError, TaskError
 from espnet_hra.espnet.alignment import CTCSegmentation
@@ -281,8 +282,15 @@ def test_no_model_and_models_of_other_espnet_tasks(files, tmp_path):
         yaml.safe_dump({"encoder": "conformer", "extra_asr_decoder": "transformer"})
     )
     cmd = ["--st_train_config", str(tmp_path / "config.yaml")]
-    with pytest.raises(BaseModelError, match="task st, whose CTC .* of asr, s2t_ctc"):
+    with pytest.raises(
+        BaseModelError, match="task st, for which ESPnet has no .* of asr, s2t_ctc"
+    ):
         import_module("espnet_hra.bin.align").main([*files, *cmd])
+
+
+def test_scripts_of_espnet_reach_our_program():
+    words = ["-m", "espnet2.bin.asr_align", "--ngpu", "0"]
+    assert translate(words) == ["-m", "espnet_hra.bin.asr_align", "--ngpu", "0"]
 
 
 def test_help_has_options_of_tasks(capsys):

@@ -572,7 +572,9 @@ def test_options_of_another_espnet_task_are_named(models, data, tmp_path):
 @pytest.mark.shows(objective="{name}", entrance="asr.sh")
 def test_espnets_scripts_reach_our_programs(name):
     kind = KINDS[name]
-    for theirs, ours in ((kind.train, "train"), (kind.inference, "inference")):
+    programs = [(kind.train, "train"), (kind.inference, "inference")]
+    programs += [(kind.align, "align")] * bool(kind.align)
+    for theirs, ours in programs:
         found = translate(["-m", f"espnet2.bin.{theirs}", "--ngpu", "0"])
         assert found == ["-m", f"espnet_hra.bin.{name}_{ours}", "--ngpu", "0"]
         assert callable(import_module(f"espnet2.bin.{theirs}").main)

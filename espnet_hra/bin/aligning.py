@@ -30,7 +30,7 @@ def aligning(name: str) -> Callable[..., None]:
     def main(cmd: Sequence[str] | None = None) -> None:
         """Align; `--help` lists the options."""
         kind = KINDS[name]
-        # Says that its package is missing, before ESPnet's program does without ours.
+        # First: it says how to get its package, which ESPnet's parser needs as well.
         module, _, opens = kind.aligns.partition(":")
         opener = getattr(import_module(module), opens)
         parser = get_parser(kind)
@@ -69,7 +69,7 @@ def get_parser(kind: Kind) -> config_argparse.ArgumentParser:
         "--utt2task",
         type=str_or_none,
         help="A list with the task of the recording, or of each of its utterances "
-        "(the same for all), in the place of --task",
+        "(the same for all), instead of --task",
     )
     group.add_argument(
         "--without_task",

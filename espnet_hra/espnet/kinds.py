@@ -183,8 +183,8 @@ def alignable(name: str, source: str) -> Kind:
     if not kind.align:
         able = [other.name for other in KINDS.values() if other.align]
         raise BaseModelError(
-            f"{source}: this model is of the ESPnet task {name}, whose CTC does not "
-            f"follow the recording; texts are aligned with models of {', '.join(able)}"
+            f"{source}: this model is of the ESPnet task {name}, for which ESPnet has "
+            f"no alignment; texts are aligned with models of {', '.join(able)}"
         )
     return kind
 
