@@ -578,9 +578,17 @@ def test_of_many_tasks_some_are_shown_and_the_others_counted(monkeypatch):
     assert lines[-1].split() == ["all", "600", "300"]
 
 
-def test_a_speaker_who_is_in_dev_only_is_left_out_and_told(recipe, an4, base, tmp_path):
+@pytest.mark.parametrize("why", ["in dev only", "lost to cleaning"])
+def test_a_speaker_with_nothing_to_train_on_is_left_out_and_told(
+    why, recipe, an4, base, tmp_path
+):
     for name in ("train", "dev", "test"):
         write_folder(tmp_path / "own" / name, an4[name], {})
+    if why == "lost to cleaning":
+        for file, entry in (("utt2spk", "stranger"), ("text", "ROOM 101")):
+            path = tmp_path / "own" / "train" / file
+            first, *others = path.read_text().splitlines()
+            path.write_text("\n".join([f"{first.split()[0]} {entry}", *others]) + "\n")
     path = tmp_path / "own" / "dev" / "utt2spk"
     first, *others = path.read_text().splitlines()
     path.write_text("\n".join([f"{first.split()[0]} stranger", *others]) + "\n")

@@ -321,27 +321,45 @@ def test_training_checks_recordings_in_archives(an4, base, archive, tmp_path):
         asr_train.main(words)
 
 
-@pytest.mark.parametrize("form", ["sound", "kaldi_ark"])
-def test_decoding_refuses_archives_of_another_rate(form, model, an4, tmp_path):
-    """They have a rate like any recording, and ESPnet's loop looks at none."""
-    ark, scp = tmp_path / "a.ark", tmp_path / "wav.scp"
-    for rate in (16000, 8000):
-        soundfile.write(tmp_path / "a.wav", np.asarray(waves(an4)[0]), rate)
-        ark.write_bytes(b"utt " + (tmp_path / "a.wav").read_bytes())
-        scp.write_text(f"utt {ark}:4\n")
-        words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
-        words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
-        words += ["--output_dir", str(tmp_path / str(rate)), "--ctc_greedy", "true"]
-        words += ["--data_path_and_name_and_type", f"{scp},speech,{form}"]
+def archived(wave, rate: int, folder):
+    """A list with one recording, `utt`, in an archive."""
+    soundfile.write(folder / "a.wav", np.asarray(wave), rate)
+    (folder / "a.ark").write_bytes(b"utt " + (folder / "a.wav").read_bytes())
+    (folder / "wav.scp").write_text(f"utt {folder / 'a.ark'}:4\n")
+    return folder / "wav.scp"
+
+
+@pytest.mark.parametrize(
+    "rate, form, message",
+    [
+        (16000, "kaldi_ark", None),
+        (8000, "kaldi_ark", "utt has 8,000 Hz, and the model wants 16,000"),
+        (16000, "sound", "utt is in an archive .*a.ark:4.*,speech,kaldi_ark"),
+    ],
+)
+def test_recordings_of_archives_have_a_rate_too(
+    rate, form, message, model, base, an4, tmp_path
+):
+    """ESPnet's loops look at none."""
+    scp = archived(waves(an4)[0], rate, tmp_path)
+    words = ["--asr_train_config", str(model / "config.yaml"), "--task", "male"]
+    words += ["--asr_model_file", str(model / "valid.loss.best.pth")]
+    words += ["--output_dir", str(tmp_path / "out"), "--ctc_greedy", "true"]
+    words += ["--data_path_and_name_and_type", f"{scp},speech,{form}"]
+    stream = ("--train_data_path_and_name_and_type", f"{scp},speech,{form}")
+    exp = tmp_path / "exp"
+    if message is None:
         with pytest.raises(SystemExit) as ended:
             cli.main(["decode", *words, "--num_workers", "0"])
-        if rate == 8000:
-            said = str(ended.value.code)
-            assert "utt has 8,000 Hz, and the model wants 16,000" in said
-            assert not (tmp_path / "8000" / "1best_recog").exists()
-        else:
-            assert not ended.value.code
-            assert (tmp_path / "16000" / "1best_recog" / "text").exists()
+        assert not ended.value.code
+        assert (tmp_path / "out" / "1best_recog" / "text").exists()
+        return
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["decode", *words, "--num_workers", "0"])
+    assert not (tmp_path / "out" / "1best_recog").exists()
+    if form == "sound":
+        with pytest.raises(DataError, match=message):
+            train(an4, base, exp, *stream, check_data=True)
 
 
 def test_decoding_refuses_two_channels(model, an4, tmp_path):

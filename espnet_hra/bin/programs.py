@@ -5,18 +5,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
-from espnet_hra.data.intake import check_plain
-from espnet_hra.data.lists import read_list
-from espnet_hra.data.recordings import rate_of
+from espnet_hra.data.rates import WITH_A_RATE, check_rates
 from espnet_hra.data.requirements import requirements_from_config
-from espnet_hra.errors import DataError, TaskError
+from espnet_hra.errors import TaskError
 from espnet_hra.espnet.decoding import Decoding, opener
 from espnet_hra.espnet.kinds import KINDS, Kind, check_kind
 from espnet_hra.espnet.seam import standing_in
@@ -31,9 +28,6 @@ _OWN = (
     "max_loaded_tasks",
     "language",
 )
-
-#: Types of data streams whose recordings have a rate, which ESPnet's loop ignores.
-_WITH_A_RATE = ("sound", "kaldi_ark")
 
 
 def training(name: str) -> Callable[..., None]:
@@ -138,7 +132,7 @@ class _Opener:
         kind: The ESPnet task of the loop.
         extra: Arguments of :class:`Decoding` that ESPnet's loop does not know.
         without_task: Whether the plain backbone decodes.
-        recordings: Lists of what will be decoded.
+        recordings: Lists of what will be decoded, and their types.
     """
 
     def __init__(
@@ -146,7 +140,7 @@ class _Opener:
         kind: Kind,
         extra: dict[str, Any],
         without_task: bool,
-        recordings: Sequence[str],
+        recordings: Sequence[tuple[str, str]],
     ):
         # Imported now, while the names of ESPnet's module still mean ESPnet's classes.
         self._opens = opener(kind.name)
@@ -161,31 +155,9 @@ class _Opener:
         if self._without_task:
             opened.set_task(None)
         rate = requirements_from_config(opened.train_args).sample_rate
-        for path in self._recordings:
-            check_rates(path, rate)
+        for path, form in self._recordings:
+            check_rates(path, form, rate)
         return opened
-
-
-def check_rates(path: str | Path, wanted: int) -> None:
-    """Refuse recordings that ESPnet's loop cannot read, or of another rate.
-
-    Args:
-        path: A ``wav.scp``. What cannot be opened is left to ESPnet.
-        wanted: The model's rate, in Hz.
-
-    Raises:
-        DataError: A recording has another, is a command, or is cut by segments.
-    """
-    found = read_list(path)
-    check_plain(Path(path), found)
-    for utterance, entry in found.entries.items():
-        rate = rate_of(entry)
-        if rate not in (None, wanted):
-            raise DataError(
-                f"{path}: {utterance} has {rate:,} Hz, and the model wants {wanted:,}: "
-                f"run `espnet-hra format DIR OUT --fs {wanted}` and give OUT "
-                "(`espnet-hra transcribe` converts by itself)"
-            )
 
 
 def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> None:
@@ -210,7 +182,7 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
     if "Speech2TextGreedySearch" in kind.opened_by and options["beam_size"] == 1:
         extra["ctc_greedy"] = True  # as ESPnet's program, which takes that class then
     streams = options.get("data_path_and_name_and_type") or ()
-    recordings = [path for path, _, form in streams if form in _WITH_A_RATE]
+    recordings = [(path, form) for path, _, form in streams if form in WITH_A_RATE]
     stand_in = _Opener(kind, extra, without_task, recordings)
     others: dict[str, Any] = dict.fromkeys(kind.opened_by, stand_in)
     program = _program(kind)

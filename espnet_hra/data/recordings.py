@@ -226,6 +226,11 @@ def _measure(entry: str) -> tuple[_Levels, int | None, int]:
     return _measure_file(path) if offset is None else _measure_ark(path, offset)
 
 
+def in_archive(entry: str) -> bool:
+    """Whether an entry of a ``wav.scp`` is a place in an archive: ``file.ark:13``."""
+    return not _exists(entry) and _ARK_ENTRY.fullmatch(entry) is not None
+
+
 def rate_of(entry: str) -> int | None:
     """The rate of a recording in Hz, from its header; None if it does not say.
 

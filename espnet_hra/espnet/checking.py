@@ -13,6 +13,7 @@ import torch
 
 from espnet_hra.data import checks
 from espnet_hra.data.lists import read_entries, read_list, write_lists, write_subset
+from espnet_hra.data.rates import check_openable
 from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.espnet import ctc
@@ -107,6 +108,9 @@ def check_data(args: argparse.Namespace) -> None:
         raise DataError(f"the configuration cannot be used: {e}") from e
     reports = {}
     for part in ("train", "valid"):
+        for path, _, form in getattr(args, f"{part}_data_path_and_name_and_type"):
+            if form == "sound":  # their rates are in the report below
+                check_openable(path)
         lists = _lists(args, part)
         if "speech" not in lists or args.multi_task_dataset:
             continue  # features, or data in a form of their own
