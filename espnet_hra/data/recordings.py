@@ -228,7 +228,7 @@ def _measure(entry: str) -> tuple[_Levels, int | None, int]:
 
 def in_archive(entry: str) -> bool:
     """Whether an entry of a ``wav.scp`` is a place in an archive: ``file.ark:13``."""
-    return not _exists(entry) and _ARK_ENTRY.fullmatch(entry) is not None
+    return not _exists(entry) and ARK_ENTRY.fullmatch(entry) is not None
 
 
 def rate_of(entry: str) -> int | None:
