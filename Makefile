@@ -59,7 +59,7 @@ lint: $(STAMP)  ## check style, types, imports and docs
 
 compatibility: $(STAMP)  ## write docs/compatibility.md from what the tests show
 	@$(BIN)/python -m pytest --collect-only -q -p no:cov \
-	    --compatibility docs/compatibility.md > /dev/null
+	    --compatibility=docs/compatibility.md > /dev/null
 	@echo docs/compatibility.md
 
 docs: $(STAMP)  ## build the pages of docs/ as a site, in build/site

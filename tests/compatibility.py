@@ -184,6 +184,9 @@ _NAMES = {
     "intermediate_ctc": "intermediate CTC, self-conditioned",
     "mask_ctc": "Mask-CTC",
     "whisper-like": "out of tree",
+    "16k": "conformer",
+    "8k": "conformer",
+    "streaming": "contextual_block_conformer",
 }
 
 

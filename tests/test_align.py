@@ -101,6 +101,7 @@ def test_a_model_without_adapter_is_aligned_as_by_espnet(base, recording):
     assert str(found) == str(stock(base)(wave, text, RATE, "rec"))
 
 
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="align")
 def test_each_task_finds_its_own_segments(aligner, model, recording):
     wave, text = recording
     found = {task: str(aligner(wave, text, task=task)) for task in TASKS}

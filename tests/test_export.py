@@ -62,6 +62,7 @@ def run(session, waves, lengths, head):
 
 
 @pytest.mark.slow
+@pytest.mark.shows(encoder="conformer", objective="CTC", entrance="export")
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_onnx_is_eager(exported, session, choice):
     model, folder = exported
@@ -164,6 +165,7 @@ def test_heads_as_an_input_are_the_tasks(conf):
         torch.testing.assert_close(zeros, expected)
 
 
+@pytest.mark.shows(encoder="{kind}", entrance="export")
 @pytest.mark.parametrize("kind", ["transformer", "branchformer", "e_branchformer"])
 def test_every_encoder_that_is_listed_can_be_exported(kind):
     encoder = as_if_trained(adapted_encoder(kind, ["a", "b"]))

@@ -80,6 +80,9 @@ def quantised(module: torch.nn.Module) -> list[str]:
     return [name for name, m in found if "quantized" in type(m).__module__]
 
 
+@pytest.mark.shows(
+    encoder="conformer", objective="CTC", entrance="--quantize_asr_model"
+)
 @pytest.mark.parametrize("label", ABLE)
 def test_the_adapter_stays_exact_and_results_are_close(label, models, wave):
     exact = opened(models(label), quantize=False)

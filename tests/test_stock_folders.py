@@ -236,6 +236,7 @@ def recordings(speech):
 # --------------------------------------------------------------- what comes of a folder
 
 
+@pytest.mark.shows(encoder="{kind}", objective="CTC and attention", entrance="train")
 @pytest.mark.parametrize("kind", RECIPES)
 def test_the_configuration_is_the_bases_with_whole_paths(kind, models, recipes):
     config = yaml.safe_load((models(kind) / "config.yaml").read_text())
@@ -248,6 +249,9 @@ def test_the_configuration_is_the_bases_with_whole_paths(kind, models, recipes):
     assert str(config["frontend_conf"]["fs"]) == str(RECIPES[kind][0])
 
 
+@pytest.mark.shows(
+    encoder="{kind}", objective="CTC and attention", entrance="Speech2Text"
+)
 @pytest.mark.parametrize("kind", RECIPES)
 def test_without_a_task_it_is_espnets_own(kind, models, recipes, recordings):
     from espnet2.bin.asr_inference import Speech2Text
@@ -272,6 +276,11 @@ def chunks(speech2text, wave, size=3000) -> list:
     return [[(r[0], r[2], float(r[3].score)) for r in found] for found in results]
 
 
+@pytest.mark.shows(
+    encoder="contextual_block_conformer",
+    objective="CTC and attention",
+    entrance="streaming",
+)
 def test_a_stream_without_a_task_is_espnets_own(models, recipes, recordings):
     from espnet2.bin.asr_inference_streaming import Speech2TextStreaming
 
@@ -307,6 +316,9 @@ def files_of(model: Path) -> list[object]:
     return [*names, model / "valid.loss.ave.pth"]
 
 
+@pytest.mark.shows(
+    encoder="{kind}", objective="CTC and attention", entrance=("decode", "pack")
+)
 @pytest.mark.parametrize("kind", RECIPES)
 def test_a_pack_needs_neither_recipe_nor_experiment(
     kind, models, recipes, recordings, speech, tmp_path, monkeypatch
@@ -338,6 +350,9 @@ def test_a_pack_needs_neither_recipe_nor_experiment(
             assert chunks(stream, wave)[-1]
 
 
+@pytest.mark.shows(
+    encoder="{kind}", objective="CTC and attention", entrance="tasks add"
+)
 @pytest.mark.parametrize("kind", ["16k", "8k"])
 def test_a_task_is_added_when_the_base_has_moved(
     kind, models, recipes, recordings, speech, tmp_path
@@ -374,6 +389,9 @@ def test_a_task_is_added_to_an_unpacked_pack(models, recipes, speech, tmp_path):
 # ------------------------------------------------------------------ the rate of a base
 
 
+@pytest.mark.shows(
+    encoder="conformer", objective="CTC and attention", entrance="transcribe"
+)
 def test_a_base_of_8_khz_takes_8_khz(models, speech, tmp_path, capsys):
     model = models("8k")
     wide, narrow = speech(16000), speech(8000)
