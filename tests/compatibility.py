@@ -186,7 +186,7 @@ _NAMES = {
     "whisper-like": "out of tree",
     "16k": "conformer",
     "8k": "conformer",
-    "streaming": "contextual_block_conformer",
+    "blockwise": "contextual_block_conformer",
 }
 
 

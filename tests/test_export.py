@@ -165,6 +165,7 @@ def test_heads_as_an_input_are_the_tasks(conf):
         torch.testing.assert_close(zeros, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.shows(encoder="{kind}", entrance="export")
 @pytest.mark.parametrize("kind", ["transformer", "branchformer", "e_branchformer"])
 def test_every_encoder_that_is_listed_can_be_exported(kind):
@@ -172,6 +173,7 @@ def test_every_encoder_that_is_listed_can_be_exported(kind):
     exported_equals_eager(encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conf", [*CASES[1:2], *CASES[4:5], *CASES[-3:]], ids=str)
 def test_every_method_can_be_exported(conf):
     exported_equals_eager(as_if_trained(adapted_encoder("conformer", ["a"], **conf)))

@@ -15,12 +15,12 @@ from omniio import kaldi
 from espnet_hra import cli
 from espnet_hra.adapt import plan
 from espnet_hra.adapt.new_task import prepare
-from espnet_hra.bin.programs import check_rates
 from espnet_hra.commands.format import main as format_data
 from espnet_hra.data.audio import AudioError, read_audio
 from espnet_hra.data.checks import check
 from espnet_hra.data.intake import make_plain, read_pieces, read_recording, settle
 from espnet_hra.data.lists import read_entries
+from espnet_hra.data.rates import check_rates
 from espnet_hra.data.requirements import Requirements
 from espnet_hra.data.sentences import hold_out
 from espnet_hra.errors import DataError
@@ -310,7 +310,7 @@ def test_every_entrance_names_the_command_that_helps(tmp_path, capsys, kind):
     assert ended.value.code == 1
     messages.append(capsys.readouterr().err)
     for entrance in (
-        lambda: check_rates(folder / "wav.scp", SECOND),  # decode
+        lambda: check_rates(folder / "wav.scp", "sound", SECOND),  # decode
         lambda: prepare(folder, Requirements(), tmp_path / "work"),  # tasks add
         lambda: plan.read_data(folder),  # adapt
     ):

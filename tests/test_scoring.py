@@ -241,7 +241,9 @@ def test_examples_are_printed_and_stand_on_the_page(tmp_path, capsys):
     options = ["score", "--method", "hra", "--shared_params", "1", "--task_params", "1"]
     options += ["--ref", f"test={tmp_path}/ref", "--hyp", f"test={tmp_path}/after"]
     options += ["--task", "me", "--out_dir", str(tmp_path / "out")]
-    assert cli.main([*options, "--before", f"test={tmp_path}/before"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*options, "--before", f"test={tmp_path}/before"])
+    assert not ended.value.code
     said = "me (u1)\n  said    say it\n  before  sate\n  after   say | it\n"
     assert said in capsys.readouterr().out
     page = (tmp_path / "out" / "RESULTS.md").read_text()

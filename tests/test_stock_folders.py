@@ -44,7 +44,7 @@ _STREAMING = {
 RECIPES = {
     "16k": (16000, _CONFORMER),
     "8k": (8000, _CONFORMER),
-    "streaming": (16000, _STREAMING),
+    "blockwise": (16000, _STREAMING),
 }
 
 SPM, STATS = "data/token_list/bpe_unigram50", "exp/asr_stats_raw_en_bpe50"
@@ -285,13 +285,13 @@ def test_a_stream_without_a_task_is_espnets_own(models, recipes, recordings):
     from espnet2.bin.asr_inference_streaming import Speech2TextStreaming
 
     options = {"beam_size": 2}
-    waves_of = recordings("streaming")
-    with within(recipes("streaming")):
+    waves_of = recordings("blockwise")
+    with within(recipes("blockwise")):
         files = (f"{EXP}/config.yaml", f"{EXP}/valid.acc.ave.pth")
         stock = Speech2TextStreaming(*files, **options)
         expected = [chunks(stock, wave) for wave in waves_of]
     ours = espnet_hra.Speech2TextStreaming.from_pretrained(
-        str(models("streaming")), **options
+        str(models("blockwise")), **options
     )
     ours.set_task(None)
     assert [chunks(ours, wave) for wave in waves_of] == expected
@@ -342,7 +342,7 @@ def test_a_pack_needs_neither_recipe_nor_experiment(
             assert said(packed, recordings(kind)) == expected
         named = ["--model_tag", "pack.zip", "--task", "male"]
         assert decode(named, data, tmp_path / "there") == decoded
-        if kind == "streaming":
+        if kind == "blockwise":
             wave = recordings(kind)[0]
             stream = espnet_hra.Speech2TextStreaming.from_pretrained(
                 "pack.zip", beam_size=2, task="male"

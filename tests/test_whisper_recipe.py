@@ -106,6 +106,8 @@ def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
     from espnet_hra.whisper.sizes import Sizes, written
 
     config = yaml.safe_load((ROOT / "conf" / "whisper" / "train_hra.yaml").read_text())
+    # test_whisper.py has the decoder's part.
+    assert config["encoder_conf"]["adapter_conf"].pop("decoder") is True
     sizes = Sizes(80, 1500, 32, 2, 2, 51865, 448, 32, 2, 2)
     encoder = wrap_encoder(WhisperEncoder)(
         input_size=1,
