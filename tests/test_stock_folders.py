@@ -353,7 +353,7 @@ def test_a_pack_needs_neither_recipe_nor_experiment(
 @pytest.mark.shows(
     encoder="{kind}", objective="CTC and attention", entrance="tasks add"
 )
-@pytest.mark.parametrize("kind", ["16k", "8k"])
+@pytest.mark.parametrize("kind", [pytest.param("16k", marks=pytest.mark.slow), "8k"])
 def test_a_task_is_added_when_the_base_has_moved(
     kind, models, recipes, recordings, speech, tmp_path
 ):
@@ -485,14 +485,19 @@ def as_linked_checkpoint(recipe: Path, zipped: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "naming",
     [
-        as_folder,
-        as_relative_folder,
-        as_checkpoint,
         as_zip,
-        as_unpacked_zip,
-        as_folder_of_unpacked_zip,
         as_folder_of_linked_exp,
-        as_linked_checkpoint,
+        *(
+            pytest.param(naming, marks=pytest.mark.slow)
+            for naming in (
+                as_folder,
+                as_relative_folder,
+                as_checkpoint,
+                as_unpacked_zip,
+                as_folder_of_unpacked_zip,
+                as_linked_checkpoint,
+            )
+        ),
     ],
 )
 def test_a_base_is_the_same_however_it_is_named(
