@@ -30,7 +30,7 @@ $(STAMP): setup.cfg setup.py pyproject.toml local/find_python.sh
 	    echo "Making $(VENV) with $$python"; \
 	    "$$python" -m venv --clear $(VENV); \
 	fi
-	@echo "Installing ESPnet and PyTorch (2-4 minutes)"
+	@echo "Installing ESPnet and PyTorch (2-7 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
 	    --editable '.[lora,adapt,align,export,plots,whisper,test,dev]'
 	@touch $@
