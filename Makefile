@@ -7,6 +7,7 @@ SHELL := bash
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+RUNS := $(VENV)/.installed-run
 BIN := $(VENV)/bin
 
 # Options of the recipe, e.g. make run ARGS="--corpus mini_an4"
@@ -23,20 +24,31 @@ help:  ## show this list
 
 venv: $(STAMP)  ## set up .venv (done by the other targets on first use)
 
-# Built again where the requirements changed or the folder was moved or damaged.
-$(STAMP): setup.cfg setup.py pyproject.toml local/find_python.sh
+# Built again where the requirements changed or the folder was moved or damaged. What is
+# imported is compiled then: to compile all that is installed takes a minute or two.
+define install
 	@if ! $(BIN)/python -c 'import pip' >/dev/null 2>&1; then \
 	    python=$$(bash local/find_python.sh); \
 	    echo "Making $(VENV) with $$python"; \
 	    "$$python" -m venv --clear $(VENV); \
 	fi
-	@echo "Installing ESPnet and PyTorch (2-7 minutes)"
+	@echo "Installing $(2) (2-7 minutes)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
-	    --editable '.[lora,adapt,align,export,plots,whisper,test,dev]'
-	@touch $@
+	    --no-compile --editable '.[$(1)]'
+	@touch $(RUNS) $@
 	@echo "Installed in $(VENV)"
+endef
 
-run: $(STAMP)  ## run the recipe; ARGS="--corpus mini_an4" gives it options
+# The recipe needs less than the tests do.
+RUN_EXTRAS := lora,plots,whisper
+ALL_EXTRAS := $(RUN_EXTRAS),adapt,align,export,test,dev
+REQUIREMENTS := setup.cfg setup.py pyproject.toml local/find_python.sh
+$(RUNS): $(REQUIREMENTS)
+	$(call install,$(RUN_EXTRAS),ESPnet and PyTorch)
+$(STAMP): $(REQUIREMENTS)
+	$(call install,$(ALL_EXTRAS),ESPnet and PyTorch with what the tests need)
+
+run: $(RUNS)  ## run the recipe; ARGS="--corpus mini_an4" gives it options
 	@egs2/hra_asr/run.sh $(ARGS)
 
 # One thread for each of two processes beats two threads: most tests are short.

@@ -378,6 +378,7 @@ def test_the_recipe_prepares_a_corpus_up_to_its_check(tmp_path):
     done = subprocess.run(
         [
             *("bash", recipe / "run.sh", "--corpus", "l2_arctic", "--stop_stage", "3"),
+            *("--pretrained_model", "debian_voices"),
             *("--expdir", tmp_path / "exp", "--python", sys.executable),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "L2ARCTIC": str(source)},

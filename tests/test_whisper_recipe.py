@@ -124,6 +124,27 @@ def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
     assert encoder.adapter.heads.vector("a").grad.any()
 
 
+def test_a_frozen_whisper_hears_windows_of_the_length_that_is_asked_for(tmp_path):
+    from espnet_hra.encoder.adapted import wrap_encoder
+    from espnet_hra.espnet.whisper import WhisperEncoder
+    from espnet_hra.whisper.sizes import Sizes, written
+
+    name = written(Sizes(80, 1500, 32, 2, 2, 51865, 448, 32, 2, 2))
+    base = {"whisper_model": name, "do_pad_trim": True}
+    config = {"encoder": "whisper", "encoder_conf": base, "bpemodel": "b"}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    options = ["--config", tmp_path / "base.yaml", "--out", tmp_path / "frozen.yaml"]
+    assert local("frozen_whisper.py", *options, "--seconds", "30").returncode == 0
+    assert yaml.safe_load((tmp_path / "frozen.yaml").read_text()) == config
+    assert local("frozen_whisper.py", *options, "--seconds", "3").returncode == 0
+    conf = yaml.safe_load((tmp_path / "frozen.yaml").read_text())["encoder_conf"]
+    encoder = wrap_encoder(WhisperEncoder)(input_size=1, **conf)
+    for seconds, frames in ((1, 150), (2.5, 175)):  # of 20 ms; a second more, or 3
+        wave = torch.randn(1, int(16_000 * seconds))
+        out, lengths, _ = encoder(wave, torch.tensor([wave.size(1)]))
+        assert out.size(1) == frames and lengths.tolist() == [50 * seconds]
+
+
 @pytest.mark.shows(encoder="whisper", objective="attention", entrance="recipe")
 @pytest.mark.slow
 def test_a_whole_run(tmp_path, recipe):  # noqa: F811

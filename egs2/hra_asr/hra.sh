@@ -42,7 +42,7 @@ option clean_text "" "fit texts to the tokens: auto (default for your data) or n
 option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
-option pretrained_model "" "the backbone: debian_voices (default), whisper:base, ESPnet pack, folder or tag"
+option pretrained_model "" "the backbone: whisper:base (default), debian_voices, ESPnet pack, folder or tag"
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
@@ -55,6 +55,7 @@ option inference_model "" "the checkpoint to decode with (default: the best one)
 option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
 option lang "" "for Whisper, the language of all data (default: utt2lang's, or what it hears)"
+option frozen_seconds 10 "windows in which a frozen Whisper hears; 30, its own, take thrice the time"
 option fs "" "the sampling rate in Hz (default: the backbone's)"
 option run_pipes false "run the commands in a folder's wav.scp (if you trust them)"
 option skip_bad false "leave out what the validation finds, instead of stopping"
@@ -66,7 +67,7 @@ parse_options "$@"
 
 # ------------------------------------------------------------------ check the options
 
-check_number stage stop_stage ngpu nj inference_nj seed
+check_number stage stop_stage ngpu nj inference_nj seed frozen_seconds
 check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad run_pipes \
     allow_changed
 for number in ${skip_stages}; do
@@ -183,7 +184,7 @@ if "${train_backbone}"; then
     if [ -n "${pretrained_model}" ]; then
         usage_error "--train_backbone true and --pretrained_model exclude each other"
     fi
-elif [ "${pretrained_model:-debian_voices}" = debian_voices ]; then
+elif [ "${pretrained_model:=whisper:base}" = debian_voices ]; then
     pretrained_model=${shipped}
     if [ ! -f "${pretrained_model}" ]; then
         usage_error "the backbone debian_voices is not here: train it with" \
@@ -477,9 +478,21 @@ need() {
     fi
 }
 
-# number_of KEY CONFIG: the number that a configuration has for a key, if any.
+# number_of KEY CONFIG [WORD...]: the number that a key has in a configuration, if any;
+# options win.
 number_of() {
-    sed -n "s/^$1: *\([0-9]\+\).*/\1/p" "$2"
+    local number
+    number=$(sed -n "s/^$1: *\([0-9]\+\).*/\1/p" "$2")
+    local key=$1
+    shift 2
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --"${key}") number=${2:-} ;;
+            --"${key}"=*) number=${1#*=} ;;
+        esac
+        shift
+    done
+    printf '%s' "${number}"
 }
 
 # best_model FOLDER: its best checkpoint. Averages come first; a model without a decoder
@@ -530,8 +543,8 @@ train() {
 # decode FOLDER CONFIG MODEL WITH_TASKS SET...: decode evaluation sets in one go (starting
 # a process costs more than decoding some hundred utterances), then part the results.
 decode() {
-    local folder=$1 job jobs=() set name options=() texts lists failed=false
-    local sets=("${@:5}")
+    local folder=$1 job jobs=() set name options=() texts lists lengths
+    local failed=false sets=("${@:5}")
     # What runs in the background does not hear Ctrl-C.
     trap 'kill "${jobs[@]}" 2>/dev/null; exit 130' INT TERM
     rm -rf "${folder}"
@@ -542,8 +555,14 @@ decode() {
         options+=(--data_path_and_name_and_type "${dump}/eval/utt2lang,utt2lang,text")
     fi
     mapfile -t lists < <(files_of "${dump}" wav.scp "${sets[@]}")
+    # What is alike in length is decoded together, for the padding is computed as well.
+    mapfile -t lengths < <(files_of "${dump}" speech_shape "${sets[@]}")
     for ((job = 1; job <= inference_nj; job++)); do
-        sort "${lists[@]}" |
+        if "${whisper}"; then
+            sort -k 2,2n -k 1,1 "${lengths[@]}"
+        else
+            sort "${lists[@]}"
+        fi |
             awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
                 >"${folder}/jobs/keys.${job}"
         if [ ! -s "${folder}/jobs/keys.${job}" ]; then
@@ -846,8 +865,8 @@ with one_line("backbone"):
             "${pretrained_model}" "${work}/pretrained" "${work}/backbone.yaml"
     fi >"${backbone_file}.part" || {
         if [[ ${pretrained_model} == whisper:* ]]; then
-            echo "Without Whisper's weights: --pretrained_model debian_voices is the" \
-                "small Conformer that comes along" >&2
+            echo "Without Whisper's weights, adapt the small Conformer that comes along:" \
+                "--pretrained_model debian_voices" >&2
         fi
         return 1
     }
@@ -856,7 +875,13 @@ with one_line("backbone"):
 }
 
 stage_9() {
-    decode "${frozen_decode}" "${base_config}" "${base_model}" false "${frozen_sets[@]}"
+    local config=${base_config}
+    if "${whisper}"; then
+        config=${work}/frozen.yaml
+        "${prepare_python}" local/frozen_whisper.py --config "${base_keys}" \
+            --seconds "${frozen_seconds}" --out "${config}"
+    fi
+    decode "${frozen_decode}" "${config}" "${base_model}" false "${frozen_sets[@]}"
 }
 
 stage_10() {
@@ -1014,15 +1039,19 @@ what_next() {
     if [ -n "${expdir}" ]; then
         again+=" --expdir $(from_there "${expdir}")"
     fi
-    echo "  Start from another recogniser: whisper:base, an ESPnet pack, folder or tag"
+    echo "  Start from another recogniser: whisper:small, an ESPnet pack, folder or tag"
     echo "    ${again} --pretrained_model MODEL"
     if "${own_backbone}"; then
         if [ "${corpus}" != mini_an4 ]; then
             again+=" --train_backbone true"
         fi
+    elif [ "${pretrained_model}" = "${shipped}" ]; then
+        again+=" --pretrained_model debian_voices"
     elif [[ ${pretrained_model} == whisper:* ]]; then
-        again+=" --pretrained_model $(printf '%q' "${pretrained_model}")"
-    elif [ "${pretrained_model}" != "${shipped}" ]; then
+        if [ "${pretrained_model}" != whisper:base ]; then
+            again+=" --pretrained_model $(printf '%q' "${pretrained_model}")"
+        fi
+    else
         again+=" --pretrained_model $(from_there "${pretrained_model}")"
     fi
     if [ "${method}" = none ]; then
@@ -1183,7 +1212,7 @@ if wanted 9; then
     mapfile -t outputs < <(files_of "${frozen_decode}" text "${frozen_sets[@]}")
     key=$(digest 9 "${base_digest}" "@${dump}/eval/wav.scp" \
         "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
-        "@${inference_config}" "${inference_args}" "${told[@]}")
+        "@${inference_config}" "${inference_args}" "${frozen_seconds}" "${told[@]}")
     run_stage 9 "Decoding with the frozen backbone" \
         "${decode_tag}${subset:+ ${subset}}" "${key}" \
         progress stage_9 "${outputs[@]}"
@@ -1207,7 +1236,7 @@ if wanted 11; then
     key=$(digest 11 "${key[@]}" "${base_digest}" "@${asr_config}" "${asr_args}" \
         "${method}" "${regime}" "${init_adapter:+@${init_adapter}}" "${autocast}" \
         "${seed}" "${told[@]}")
-    updates_per_epoch=$(number_of num_iters_per_epoch "${asr_config}")
+    updates_per_epoch=$(number_of num_iters_per_epoch "${asr_config}" "${asr_words[@]}")
     run_stage 11 "Adaptation" "${asr_tag}" "${key}" progress stage_11 \
         "${asr_exp}/config.yaml" "${asr_exp}/params.json"
 fi

@@ -9,6 +9,7 @@ BENCHMARKS = {
     "quality": "error rates of all adapters on one frozen backbone",
     "speed": "time and memory, against the bare encoder and the rivals",
     "many_tasks": "time, memory and pauses with thousands of tasks",
+    "whisper": "how fast an adapted Whisper reads, beside faster-whisper",
     "cache_hits": "how often a task is in memory, by popularity and cache size",
 }
 

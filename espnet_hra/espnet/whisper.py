@@ -118,6 +118,7 @@ class WhisperEncoder(OpenAIWhisperEncoder):
     Args:
         *args: As of ESPnet's encoder.
         pad_seconds: Seconds of silence after the longest utterance of a batch.
+        least_seconds: How long a batch is at least, with that silence.
         **kwargs: As of ESPnet's encoder.
     """
 
@@ -131,6 +132,7 @@ class WhisperEncoder(OpenAIWhisperEncoder):
         specaug_conf: dict | None = None,
         do_pad_trim: bool = False,
         pad_seconds: float = 0.0,
+        least_seconds: float = 0.0,
     ):
         with without_weights(
             {"encoder": NAME, "encoder_conf": {"whisper_model": whisper_model}}
@@ -144,7 +146,7 @@ class WhisperEncoder(OpenAIWhisperEncoder):
                 specaug_conf,
                 do_pad_trim,
             )
-        self.pad_seconds = pad_seconds
+        self.pad_seconds, self.least_seconds = pad_seconds, least_seconds
 
     def forward(
         self,
@@ -163,6 +165,7 @@ class WhisperEncoder(OpenAIWhisperEncoder):
             (b, frames, d), how many frames are of speech (b), and None.
         """
         silence = int(self.pad_seconds * RATE)
-        if silence and not self.do_pad_trim:
+        silence = max(silence, int(self.least_seconds * RATE) - xs_pad.size(1))
+        if silence > 0 and not self.do_pad_trim:
             xs_pad = torch.nn.functional.pad(xs_pad, (0, silence))
         return super().forward(xs_pad, ilens, prev_states)
