@@ -80,7 +80,8 @@ AXES = {"encoder": ENCODERS, "objective": OBJECTIVES, "entrance": ENTRANCES}
 REASONS = {
     "recurrent": "refused: recurrent over time, no list of layers",
     "no layers": "refused: it has no layers",
-    "asr_transducer": "refused by name: its encoder is none of ESPnet's registry",
+    "no CTC": "refused: ESPnet aligns by a CTC, which it has not",
+    "no graph": "refused: its masks are no tensors throughout",
     "not streaming": "refused: not a streaming encoder",
     "asr alone": "refused by name: for models of `asr`",
     "no greedy CTC": "refused: no CTC to read greedily; beam search does it",
