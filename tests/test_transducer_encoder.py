@@ -1,4 +1,4 @@
-"""The encoder of the ESPnet task asr_transducer with an adapter, whole and in chunks."""
+"""The encoder of the ESPnet task asr_transducer with an adapter: whole, in chunks."""
 
 import copy
 import pickle

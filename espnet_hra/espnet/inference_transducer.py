@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from espnet2.bin import asr_transducer_inference
 
 from espnet_hra.encoder import selection
