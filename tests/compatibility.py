@@ -80,7 +80,7 @@ AXES = {"encoder": ENCODERS, "objective": OBJECTIVES, "entrance": ENTRANCES}
 REASONS = {
     "recurrent": "refused: recurrent over time, no list of layers",
     "no layers": "refused: it has no layers",
-    "asr_transducer": "refused by name: its encoder is none of ESPnet's registry",
+    "no CTC": "refused: ESPnet aligns by a CTC, which it has not",
     "not streaming": "refused: not a streaming encoder",
     "asr alone": "refused by name: for models of `asr`",
     "no greedy CTC": "refused: no CTC to read greedily; beam search does it",
@@ -93,6 +93,7 @@ REASONS = {
 }
 
 _FAIRSEQ = ("wav2vec2", "hubert", "hubert_pretrain", "avhubert")
+_OWN, _ITS = "encoder of asr_transducer", "transducer of asr_transducer"
 _NEVER = ("rnn", "vgg_rnn", "linear")
 
 #: Reasons of cells without a test: (encoders, objectives, entrances), the first fits;
@@ -103,14 +104,17 @@ RULES: tuple[tuple[Some, Some, Some, str], ...] = (
     (("longformer",), None, None, "package"),
     (("rnn", "vgg_rnn"), None, None, "recurrent"),
     (("linear",), None, None, "no layers"),
-    (("encoder of asr_transducer",), None, None, "asr_transducer"),
-    (None, ("transducer of asr_transducer",), None, "asr_transducer"),
+    ((_OWN,), set(OBJECTIVES) - {_ITS}, None, "not espnet"),
+    (set(ENCODERS) - {_OWN}, (_ITS,), None, "not espnet"),
+    ((_OWN,), None, ("recipe", "adapt", "export"), "asr alone"),
+    ((_OWN,), None, ("ESPnet3",), "not espnet"),
     (("e_branchformer_ctc",), set(OBJECTIVES) - {"s2t_ctc"}, None, "not espnet"),
     (set(ENCODERS) - {"e_branchformer_ctc"}, ("s2t_ctc",), None, "not espnet"),
     (("whisper",), set(OBJECTIVES) - {"attention"}, None, "not espnet"),
     (("transformer_multispkr",), None, ("streaming",), "not streaming"),
     (None, ("several speakers (PIT)",), None, "not espnet"),
-    (None, ("s2t", "s2t_ctc", "st", "slu"), ("adapt", "recipe"), "asr alone"),
+    (None, ("s2t", "s2t_ctc", "st", "slu", _ITS), ("adapt", "recipe"), "asr alone"),
+    (None, (_ITS,), ("ESPnet3",), "not espnet"),
     (None, ("s2t", "s2t_ctc", "st", "slu"), ("ESPnet3", "streaming"), "not espnet"),
     (set(ENCODERS), None, ("streaming",), "not streaming"),
     (set(ENCODERS), None, set(ENTRANCES), "same way"),

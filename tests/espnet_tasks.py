@@ -11,7 +11,7 @@ import yaml
 from espnet_hra.espnet.kinds import KINDS, Kind
 
 #: The ESPnet tasks of these tests.
-OTHERS = tuple(name for name in KINDS if name != "asr")
+OTHERS = tuple(name for name in KINDS if name not in ("asr", "asr_transducer"))
 
 #: Tags of s2t; a window is five seconds, its times are whole ones.
 _TAGS = ("<na>", "<nolang>", "<eng>", "<asr>", "<st_eng>", "<notimestamps>")
@@ -113,6 +113,32 @@ _BASES: dict[str, dict[str, Any]] = {
         "model_conf": {"ctc_weight": 0.5},
         "token_type": "word",
     },
+    "asr_transducer": {
+        "encoder_conf": {
+            "input_conf": {"vgg_like": False, "conv_size": 8},
+            "main_conf": {
+                "dynamic_chunk_training": True,
+                "short_chunk_threshold": 1.0,
+                "short_chunk_size": 4,
+                "num_left_chunks": 4,
+            },
+            "body_conf": [
+                {
+                    "block_type": "conformer",
+                    "hidden_size": 16,
+                    "linear_size": 24,
+                    "heads": 2,
+                    "conv_mod_kernel_size": 3,
+                    "num_blocks": 3,
+                }
+            ],
+        },
+        "decoder": "rnn",
+        "decoder_conf": {"embed_size": 8, "hidden_size": 8},
+        "joint_network_conf": {"joint_space_size": 8},
+        "model_conf": {"auxiliary_ctc_weight": 0.3},
+        "token_type": "bpe",
+    },
 }
 
 
@@ -179,6 +205,7 @@ def streams(kind: Kind, data: dict[str, Path], tasks: bool) -> list[str]:
     """Options that name training and validation data."""
     texts = {
         "asr": "src_text",
+        "asr_transducer": "src_text",
         "s2t": "text",
         "s2t_ctc": "text",
         "st": "translation",

@@ -11,6 +11,7 @@ from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
+from espnet_hra.bin.speech_alone import SpeechAlone
 from espnet_hra.data.rates import WITH_A_RATE, check_rates
 from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import TaskError
@@ -76,6 +77,8 @@ def get_parser(kind: Kind) -> tuple[config_argparse.ArgumentParser, list[str]]:
     parser = _program(kind).get_parser()
     stock = {action.dest for action in parser._actions}
     for action in parser._actions:  # ESPnet has a bare "%" in one, which breaks --help
+        if action.type is bool:  # for which "false" is true
+            action.type = str2bool
         if action.help:
             action.help = re.sub(r"(?<!%)%(?![(%])", "%%", action.help)
     group = parser.add_argument_group("Adaptation related")
@@ -146,6 +149,7 @@ class _Opener:
         self._opens = opener(kind.name)
         self._kind, self._extra = kind, extra
         self._without_task, self._recordings = without_task, recordings
+        self.opened: Decoding | None = None
 
     def from_pretrained(self, model_tag: str | None = None, **kwargs: Any) -> Decoding:
         """See :meth:`Decoding.from_pretrained`."""
@@ -157,6 +161,7 @@ class _Opener:
         rate = requirements_from_config(opened.train_args).sample_rate
         for path, form in self._recordings:
             check_rates(path, form, rate)
+        self.opened = opened
         return opened
 
 
@@ -186,5 +191,8 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
     stand_in = _Opener(kind, extra, without_task, recordings)
     others: dict[str, Any] = dict.fromkeys(kind.opened_by, stand_in)
     program = _program(kind)
-    with standing_in(program, **{kind.task: espnet_task(kind.name)}, **others):
+    task: Any = espnet_task(kind.name)
+    if kind.speech_alone:
+        task = SpeechAlone(task, lambda: stand_in.opened)
+    with standing_in(program, **{kind.task: task}, **others):
         program.inference(**options)

@@ -94,13 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _decode(speech2text, waves: list[np.ndarray]) -> list[str]:
     """Texts of a batch; what is too short for the model is empty."""
-    from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
-        TooShortUttError,
-    )
+    from espnet2.asr_transducer import utils
+    from espnet2.legacy.nets.pytorch_backend.transformer import subsampling
 
     try:
         results = speech2text.batch_decode(waves) if waves else []
-    except TooShortUttError:
+    except (subsampling.TooShortUttError, utils.TooShortUttError):
         if len(waves) == 1:
             return [""]
         return [text for wave in waves for text in _decode(speech2text, [wave])]

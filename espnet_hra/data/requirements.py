@@ -147,6 +147,8 @@ def requirements_from_config(
 def _ctc_weight(config: Mapping[str, Any]) -> float:
     """The weight of the CTC loss of what is in the list `text`."""
     conf = _section(config, "model_conf")
+    if "joint_network_conf" in config:  # a transducer, whose loss has no such limit
+        return 0.0
     if "src_token_list" in config:  # a translation; `ctc_weight` is another task's
         return conf.get("st_mtlalpha", 0.0)
     return conf.get("ctc_weight", 0.5)
@@ -199,6 +201,8 @@ def _tokens_from_config(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | None:
     encoder = str(config.get("encoder")).removeprefix("hra_")
     input_layer = _section(config, "encoder_conf").get("input_layer", "conv2d")
+    if "joint_network_conf" in config:
+        encoder, input_layer = _of_transducer(_section(config, "encoder_conf"))
     frontend = _section(config, "frontend_conf")
     if (
         config.get("frontend", "default") != "default"
@@ -219,6 +223,25 @@ def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | Non
         center=bool(frontend.get("center", True)),
         input_layer=input_layer,
     )
+
+
+def _of_transducer(conf: Mapping[str, Any]) -> tuple[str, str]:
+    """An encoder and input layer that make the frames of one of asr_transducer's.
+
+    Args:
+        conf: Its ``encoder_conf``.
+
+    Returns:
+        Their names; that of the encoder is empty if there is none.
+    """
+    own = _section(conf, "input_conf")
+    blocks = [dict(block).get("block_type") for block in conf.get("body_conf") or ()]
+    layer = {2: "conv2d2", 4: "conv2d", 6: "conv2d6"}.get(
+        own.get("subsampling_factor") or 4
+    )
+    if own.get("vgg_like") or "conv1d" in blocks or layer is None:
+        return "", "conv2d"
+    return "conformer", layer
 
 
 def _tokenizer_from_config(

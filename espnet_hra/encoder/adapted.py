@@ -17,6 +17,7 @@ import torch
 
 from espnet_hra.encoder import compiling, folder, mixed, selection, stepping
 from espnet_hra.encoder.checkpointing import Passes, in_backward
+from espnet_hra.encoder.chunks import TakesChunks
 from espnet_hra.encoder.freezing import (
     freeze_dropout,
     freeze_statistics,
@@ -112,7 +113,7 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
                 names, or ESPnet's own task trains it.
         """
         with self.adapter.heads.hold():
-            names = self._names(args[0] if args else kwargs["xs_pad"])
+            names = self._names(args[0] if args else next(iter(kwargs.values())))
             together = self.adapter.mixes and self.layer_list.batch_first
             if len(set(names)) > 1 and not together:
                 return mixed.task_by_task(
@@ -335,9 +336,10 @@ def wrap_encoder(backbone_class: Any) -> type:
         AdaptedEncoder.__init__(self, *args, **kwargs)
 
     __init__.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    chunks = (TakesChunks,) if hasattr(backbone_class, "chunk_forward") else ()
     return type(
         f"HRA{backbone_class.__name__}",
-        (AdaptedEncoder, backbone_class),
+        (AdaptedEncoder, *chunks, backbone_class),
         {
             "__init__": __init__,
             "__doc__": f"{backbone_class.__name__} with an adapter and its tasks.",

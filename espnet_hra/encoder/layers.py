@@ -21,11 +21,14 @@ class Layers:
     Attributes:
         path: Dotted path of the list within the encoder.
         streaming: Whether layers hand a context from block to block, see
-            :mod:`espnet_hra.encoder.streaming`.
+            :mod:`espnet_hra.encoder.view`.
+        passed: Which of the list, from 0, are no layers to adapt: their frames or
+            their width are others than at the end.
     """
 
     path: str
     streaming: bool = False
+    passed: frozenset[int] = frozenset()
 
     def of(self, encoder: torch.nn.Module) -> torch.nn.Module:
         """The list itself, a ``Sequential`` or ``ModuleList``."""
@@ -41,12 +44,24 @@ class Layers:
 
     def backbone(self, encoder: Any) -> Backbone:
         """What a method may know of an encoder of ESPnet's."""
-        layers = list(self.each(encoder))
-        return Backbone(encoder, encoder.output_size(), layers, self.path)
+        width, layers = encoder.output_size, list(self.each(encoder))
+        if not isinstance(width, int):
+            width = width()
+        indices = None
+        if self.passed:
+            everything = range(len(list(self.of(encoder).children())))
+            indices = [i for i in everything if i not in self.passed]
+        return Backbone(encoder, width, layers, self.path, indices=indices)
 
     def each(self, encoder: torch.nn.Module) -> Iterator[torch.nn.Module]:
         """The layers, in order."""
-        return self.of(encoder).children()
+        for i, layer in enumerate(self.of(encoder).children()):
+            if i not in self.passed:
+                yield layer
+
+    def position(self, index: int) -> int:
+        """Which layer, from 0, the one at an index of the list is."""
+        return index - sum(i < index for i in self.passed)
 
 
 def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
@@ -64,6 +79,8 @@ def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
     """
     if isinstance(getattr(encoder, "encoders", None), _LISTS):
         return Layers("encoders", streaming=hasattr(encoder, "forward_infer"))
+    if hasattr(encoder, "chunk_forward"):  # of asr_transducer
+        return Layers("encoders.blocks", passed=_not_alike(encoder))
     if any(isinstance(module, torch.nn.RNNBase) for module in encoder.modules()):
         raise ConfigError(
             f"{name} is recurrent over time: there is no list of layers `.encoders`, "
@@ -82,6 +99,27 @@ def find_layers(encoder: torch.nn.Module, name: str) -> Layers:
             f"most of its parameters) and cannot be wrapped; {known_encoders()} can"
         )
     return Layers(path)
+
+
+def _not_alike(encoder: Any) -> frozenset[int]:
+    """Which blocks of an encoder of ``asr_transducer`` are no layers to adapt.
+
+    These are convolutions (``conv1d``), after which frames are others, and blocks that
+    are narrower or wider than the last one.
+
+    Raises:
+        ConfigError: It has no others.
+    """
+    blocks = list(encoder.encoders.blocks)
+    widths = [getattr(block, "block_size", None) for block in blocks]
+    passed = {i for i, width in enumerate(widths) if width != encoder.output_size}
+    if len(passed) == len(blocks):
+        raise ConfigError(
+            "body_conf: none of these blocks can be adapted: the adapter follows "
+            "blocks of conformer, branchformer and ebranchformer that are as wide as "
+            f"the encoder's output ({encoder.output_size}), and there is none"
+        )
+    return frozenset(passed)
 
 
 def with_layers[M: torch.nn.Module](

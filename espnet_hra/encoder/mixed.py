@@ -22,6 +22,9 @@ _ROWS = {
     "hlens": None,
     "ys_in_pad": "ys_in_lens",
     "ys_in_lens": None,
+    # of the encoder of asr_transducer
+    "x": "x_len",
+    "x_len": None,
     # the prompts of OWSM-CTC
     "prefix_embeds": None,
     "memory": None,

@@ -4,7 +4,7 @@ A view is a shallow copy of the encoder that shares all parameters, buffers and
 submodules. It belongs to one call, so threads and nested calls cannot meet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,10 +37,13 @@ def view[M: torch.nn.Module](
     }
     if counters:
         copied._buffers = {**copied._buffers, **counters}
-    kind = _ContextLayer if layers.streaming else _AdaptedLayer
-    return with_layers(
-        copied, layers, lambda index, layer: kind(_private(layer), index, after_layer)
-    )
+    usual = _ContextLayer if layers.streaming else _AdaptedLayer
+
+    def followed(index: int, layer: torch.nn.Module) -> _AdaptedLayer:
+        kind = _PassedLayer if index in layers.passed else usual
+        return kind(_private(layer), layers.position(index), after_layer)
+
+    return with_layers(copied, layers, followed)
 
 
 class _AdaptedLayer:
@@ -57,7 +60,16 @@ class _AdaptedLayer:
         self._after_layer: Any = after_layer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._layer(*args, **kwargs)
+        return self._followed(self._layer, args, kwargs)
+
+    def chunk_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the layer's own, of encoders that are given chunk after chunk."""
+        return self._followed(self._layer.chunk_forward, args, kwargs)
+
+    def _followed(
+        self, layer: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        output = layer(*args, **kwargs)
         if self._after_layer is None:
             return output
         given = args[0] if args else next(iter(kwargs.values()))
@@ -75,6 +87,14 @@ class _AdaptedLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
+
+
+class _PassedLayer(_AdaptedLayer):
+    """A layer that no step follows, and whose frames are others than before it."""
+
+    def _adapt(self, output: Any, given: torch.Tensor, cached: bool) -> Any:
+        self._after_layer.restart()
+        return output
 
 
 class _ContextLayer(_AdaptedLayer):

@@ -19,7 +19,7 @@ import torch
 
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet.ctc import without_new
-from espnet_hra.espnet.kinds import KINDS, check_kind, espnet_task_of
+from espnet_hra.espnet.kinds import KINDS, check_kind, encoder_of, espnet_task_of
 from espnet_hra.espnet.paths import can_lack, find_base, find_file, named_files, whole
 from espnet_hra.files import archive
 from espnet_hra.files.checkpoint import State, differences, read_state
@@ -46,6 +46,7 @@ MODEL_KEYS = (
     "input_size",
     "ctc_conf",
     "joint_net_conf",
+    "joint_network_conf",
     "use_preprocessor",
     "preprocessor",
     "preprocessor_conf",
@@ -418,8 +419,9 @@ def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
         BaseModelError: It is not readable, or a file that it names is gone.
     """
     config = read_yaml(config_file, BaseModelError)
-    if isinstance(config.get("encoder"), str):
-        config["encoder"] = plain_encoder(config["encoder"])
+    name = encoder_of(config)
+    if isinstance(name, str):
+        config["encoder"] = plain_encoder(name)
     config_file, packed = whole(config_file), False
     for folder in list(config_file.parents)[:4]:
         if (folder / "meta.yaml").is_file():

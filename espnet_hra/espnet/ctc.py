@@ -127,8 +127,16 @@ def settle(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             f"adapter_conf: ctc: {own['ctc']!r}: models of speech translation keep "
             "theirs frozen, which writes down another language; leave the key out"
         )
+    transduces = hasattr(args, "joint_network_conf")
+    asked = [key for key in ("ctc", "new_tokens") if own.get(key, "frozen") != "frozen"]
+    if transduces and asked:
+        raise ConfigError(
+            f"adapter_conf: {asked[0]}: {own[asked[0]]!r}: models of asr_transducer "
+            "decode without a CTC, whose projection a task could have for itself; "
+            "leave the key out"
+        )
     has_ctc = (args.model_conf or {}).get("ctc_weight", 0.5) != 0.0
-    if has_ctc and not translates and usual != "frozen":
+    if has_ctc and not translates and not transduces and usual != "frozen":
         own.setdefault("ctc", usual)
     tokens, new = split_tokens(args)
     if new:

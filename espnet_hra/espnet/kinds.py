@@ -32,6 +32,9 @@ class Kind:
         align: ESPnet's program that aligns texts with it, in ``espnet2.bin``; empty if
             there is none.
         aligns: Our class that does: "module:class".
+        encoder: What the one encoder of its models is called here; empty where ESPnet
+            has a registry of them, and names.
+        speech_alone: Whether ESPnet's decoding loop takes no other stream than speech.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Kind:
     opened_by: tuple[str, ...] = ("Speech2Text",)
     align: str = ""
     aligns: str = ""
+    encoder: str = ""
+    speech_alone: bool = False
 
     @property
     def module(self) -> str:
@@ -122,6 +127,20 @@ _TABLE = (
         stock="espnet2.bin.slu_inference:Speech2Understand",
         opens="espnet_hra.espnet.inference_others:Speech2Understand",
     ),
+    Kind(
+        name="asr_transducer",
+        task="ASRTransducerTask",
+        adapted="ASRTransducerHRATask",
+        prefix="asr",
+        attribute="asr",
+        model="ESPnetASRTransducerModel",
+        train="asr_transducer_train",
+        inference="asr_transducer_inference",
+        stock="espnet2.bin.asr_transducer_inference:Speech2Text",
+        opens="espnet_hra.espnet.inference_transducer:TransducerSpeech2Text",
+        encoder="asr_transducer",
+        speech_alone=True,
+    ),
 )
 
 #: The ESPnet tasks whose models can be adapted, by name.
@@ -149,6 +168,12 @@ def espnet_task_of(config: Mapping[str, Any]) -> str:
         if key in config:
             return name
     return "s2t" if config.get("preprocessor") == "s2t" else "asr"
+
+
+def encoder_of(config: Mapping[str, Any]) -> str | None:
+    """How a configuration, read from a file, names its encoder; None if it does not."""
+    kind = KINDS.get(espnet_task_of(config))
+    return config.get("encoder") or (kind.encoder if kind else None) or None
 
 
 def adaptable(name: str, source: str) -> Kind:

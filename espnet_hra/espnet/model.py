@@ -149,6 +149,8 @@ class TaskAware(AbsESPnetModel):
         of a pure CTC model are chosen by it.
         """
         given = (encoder_out, encoder_out_lens, ys_pad, ys_pad_lens)
+        if getattr(self, "ctc", None) is None:  # the auxiliary one of asr_transducer
+            return super()._calc_ctc_loss(*given)
         kept = torch.ones(len(ys_pad), dtype=torch.bool)
         if hasattr(self, "na"):  # s2t: utterances without a text are left out
             kept = (ys_pad != self.na).all(dim=1).cpu()

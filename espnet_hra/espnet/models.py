@@ -23,7 +23,7 @@ from typing import Any
 
 from espnet_hra.errors import BaseModelError, TaskError
 from espnet_hra.espnet.base import open_base, read_config
-from espnet_hra.espnet.kinds import espnet_task_of
+from espnet_hra.espnet.kinds import encoder_of, espnet_task_of
 from espnet_hra.files import archive
 from espnet_hra.files.config import MAX_BYTES, read_yaml
 from espnet_hra.names import PREFIX, TASK_NAME, listing, plain_encoder
@@ -169,7 +169,7 @@ def opened(
     config: dict[str, Any] = {}
     if config_file is not None:
         config = read_yaml(Path(config_file), BaseModelError)
-        config["encoder"] = plain_encoder(str(config.get("encoder")))
+        config["encoder"] = plain_encoder(str(encoder_of(config)))
     return config_file, model_file, config
 
 
@@ -329,7 +329,7 @@ def checkpoint_tasks(found: Found) -> tuple[str, ...]:
     if not str(config.get("encoder")).startswith(PREFIX) or not isinstance(conf, dict):
         raise BaseModelError(
             f"{found.source}: this model has no adapter (encoder: "
-            f"{config.get('encoder')}) and no tasks; give an adaptation of it"
+            f"{encoder_of(config)}) and no tasks; give an adaptation of it"
         )
     removed = found.store.removed
     return tuple(n for n in read_tasks(conf.get("tasks")) if n not in removed)

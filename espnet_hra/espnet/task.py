@@ -1,6 +1,7 @@
 """The ESPnet tasks for adapted models: one for each whose models can be adapted."""
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espnet2.tasks.asr import ASRTask
@@ -12,6 +13,7 @@ from espnet2.tasks.st import STTask
 from espnet_hra.espnet.adapting import Adapting
 from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.kinds import KINDS, adaptable, espnet_task_of
+from espnet_hra.espnet.transducer import TransducerTask, settle_encoder, settle_loss
 
 
 class HRATask(Adapting, ASRTask):
@@ -44,9 +46,33 @@ class SLUHRATask(Adapting, SLUTask):
     kind = KINDS["slu"]
 
 
+class ASRTransducerHRATask(Adapting, TransducerTask):
+    """Recognition by the transducers of ``asr_transducer``, adapted."""
+
+    kind = KINDS["asr_transducer"]
+
+    @classmethod
+    def parse(cls, cmd: Sequence[str] | None = None) -> argparse.Namespace:
+        """As everywhere; keys of an adapter ask for one."""
+        return settle_encoder(super().parse(cmd))
+
+    @classmethod
+    def begin_training(cls, args: argparse.Namespace, model: Any) -> None:
+        """As everywhere, and see to the loss."""
+        settle_loss(model)
+        super().begin_training(args, model)
+
+
 _CLASSES: dict[str, type[Adapting]] = {
     one.kind.name: one
-    for one in (HRATask, S2THRATask, S2TCTCHRATask, STHRATask, SLUHRATask)
+    for one in (
+        HRATask,
+        S2THRATask,
+        S2TCTCHRATask,
+        STHRATask,
+        SLUHRATask,
+        ASRTransducerHRATask,
+    )
 }
 
 

@@ -31,6 +31,7 @@ class Backbone:
         layers: Its layers, in order.
         path: Dotted path of their list within the encoder.
         kind: ``encoder``, or ``decoder`` where it is the attention decoder.
+        indices: Where in that list the layers are; None if they are all of it.
     """
 
     module: torch.nn.Module
@@ -38,6 +39,13 @@ class Backbone:
     layers: Sequence[torch.nn.Module]
     path: str
     kind: str = "encoder"
+    indices: Sequence[int] | None = None
+
+    @property
+    def named(self) -> dict[str, torch.nn.Module]:
+        """Its layers, by their dotted paths within the encoder."""
+        indices = range(len(self.layers)) if self.indices is None else self.indices
+        return {f"{self.path}.{i}": layer for i, layer in zip(indices, self.layers)}
 
 
 class OnePass:
@@ -84,6 +92,9 @@ class OnePass:
             What the next layer receives, (b, ..., d).
         """
         return x
+
+    def restart(self) -> None:
+        """Say that what comes has other frames: nothing can be taken over to them."""
 
     def end(self) -> None:
         """Say that the pass is over."""

@@ -56,8 +56,8 @@ class BitFit(Differences):
 
     def __init__(self, backbone: Backbone):
         biases = {
-            f"{backbone.path}.{i}.{name}": p
-            for i, layer in enumerate(backbone.layers)
+            f"{path}.{name}": p
+            for path, layer in backbone.named.items()
             for name, p in layer.named_parameters()
             if name.rpartition(".")[2] == "bias"
         }

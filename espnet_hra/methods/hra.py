@@ -269,6 +269,9 @@ class _DepthRecurrence(OnePass):
         # meet the same h as the first time. (Autograd keeps them all anyway.)
         self.came_from: dict[int, torch.Tensor | None] = {}
 
+    def restart(self) -> None:
+        self.h = None
+
     def step(self, index: int, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         read = given if self.adapter.reads == "input" else x
         if self.ended:

@@ -162,11 +162,11 @@ def _find(
         )
     linear: dict[str, torch.nn.Linear] = {}
     inner: dict[str, str] = {}  # the path within its layer
-    for i, layer in enumerate(backbone.layers):
+    for path, layer in backbone.named.items():
         for name, module in layer.named_modules():
             if isinstance(module, torch.nn.Linear):
-                linear[f"{backbone.path}.{i}.{name}"] = module
-                inner[f"{backbone.path}.{i}.{name}"] = name
+                linear[f"{path}.{name}"] = module
+                inner[f"{path}.{name}"] = name
     if wanted == ALL:
         return linear
     possible = ", ".join(dict.fromkeys(inner.values()))
