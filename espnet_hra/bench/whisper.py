@@ -1,15 +1,15 @@
-"""How fast an adapted Whisper reads, beside faster-whisper on the same weights.
+r"""How fast an adapted Whisper reads, beside faster-whisper on the same weights.
 
 ::
 
-    espnet-hra bench whisper --model exp/debian_voices/asr_hra_seed1 \\
+    espnet-hra bench whisper --model exp/debian_voices/asr_hra_seed1 \
         --data exp/debian_voices/dump/test --faster_whisper DIR
 
 Both decode greedily in float32 with as many threads, each in a process of its own. They
 take turns at the same utterances, a block at a time, so that whatever else the machine
 does meets both. Loading, and reading of audio, are not counted. faster-whisper (``pip
-install faster-whisper``) encodes 30 seconds for every utterance, as Whisper was trained;
-the adapted model encodes what was said and some silence.
+install faster-whisper``) encodes 30 seconds for every utterance, as Whisper was
+trained; the adapted model encodes what was said and some silence.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from espnet_hra.bench import timing
 from espnet_hra.bench.whisper_worker import SIDES
 from espnet_hra.data.audio import read_audio
 from espnet_hra.data.lists import read_entries
-from espnet_hra.errors import ConfigError, DataError, one_line
+from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.files.config import read_yaml
 from espnet_hra.files.tables import write_table
 from espnet_hra.report.scoring import Errors, count_errors
@@ -89,9 +89,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print a table."""
-    args = get_parser().parse_args(argv)
-    with one_line("espnet-hra bench whisper"):
-        compare(args)
+    compare(get_parser().parse_args(argv))
     return 0
 
 
@@ -104,8 +102,9 @@ def compare(args: argparse.Namespace) -> None:
     """
     if not (args.faster_whisper / "model.bin").is_file():
         raise ConfigError(
-            f"--faster_whisper {args.faster_whisper}: there is no model.bin in it; give "
-            "a folder with model.bin, config.json, tokenizer.json and vocabulary.json"
+            f"--faster_whisper {args.faster_whisper}: there is no model.bin in it; "
+            "give a folder with model.bin, config.json, tokenizer.json and "
+            "vocabulary.json"
         )
     items = read_items(args.data, languages_of(args.model))
     drawn = random.Random(0)
