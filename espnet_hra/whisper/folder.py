@@ -4,6 +4,7 @@ The folder is made once and kept in the cache. It has what a pack of ESPnet's ha
 names ESPnet's own Whisper encoder, decoder and tokens.
 """
 
+import functools
 import logging
 import tempfile
 from pathlib import Path
@@ -14,8 +15,7 @@ import torch
 from espnet_hra.errors import BaseModelError
 from espnet_hra.files.checkpoint import State
 from espnet_hra.files.config import write_yaml
-from espnet_hra.files.machine import available_memory
-from espnet_hra.whisper import formats, package, sources, tokens
+from espnet_hra.whisper import formats, memory, package, sources, tokens
 from espnet_hra.whisper.sizes import NAMED, Sizes, written
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def open_folder(source: str, cache: Path) -> Path:
     rest = source.removeprefix(PREFIX)
     if rest in NAMED:
         folder = cache / f"whisper-{written(NAMED[rest])}-{_VERSION}"
-        check_memory(source, NAMED[rest])
+        memory.check(source, NAMED[rest])
         if not folder.is_dir():
             sizes, state, where = sources.fetch(rest)
             logger.info(f"{source}: weights from {where}, kept in {folder}")
@@ -70,33 +70,9 @@ def open_folder(source: str, cache: Path) -> Path:
     digest = sources.sha256(formats.weights_file(path)) if path.exists() else ""
     folder = cache / f"whisper-{digest[:32]}-{_VERSION}"
     if not folder.is_dir():
-        sizes, state = formats.read(path)
-        check_memory(source, sizes)
+        sizes, state = formats.read(path, functools.partial(memory.check, source))
         _make(folder, sizes, state)
     return folder
-
-
-def check_memory(source: str, sizes: Sizes) -> None:
-    """Refuse a model that does not fit into memory, before it is fetched or read.
-
-    Raises:
-        BaseModelError: It does not.
-    """
-    free = available_memory()
-    # The model in float32, and once more while it is loaded.
-    needed = 8 * sizes.parameters
-    if not free or needed < free:
-        return
-    fitting = [name for name, s in NAMED.items() if 8 * s.parameters < free]
-    smaller = f"whisper:{max(fitting, key=_parameters)}" if fitting else "a smaller one"
-    raise BaseModelError(
-        f"{source}: takes about {needed / 1e9:.1f} GB of memory, and "
-        f"{free / 1e9:.1f} GB are free: take {smaller}, or a machine with more"
-    )
-
-
-def _parameters(name: str) -> int:
-    return NAMED[name].parameters
 
 
 def _make(folder: Path, sizes: Sizes, state: State) -> None:
