@@ -339,14 +339,15 @@ def test_a_configuration_that_does_not_fit_is_refused_before_it_is_built(
     config = yaml.safe_load(base.config_file.read_text())
     conf = {"whisper_model": "large"}
     config.update(encoder_conf=conf, decoder_conf=conf)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    large = base.config_file.with_name("large.yaml")
+    large.write_text(yaml.safe_dump(config))
     monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
     monkeypatch.setattr("espnet_hra.whisper.package.encoder", None)
     with pytest.raises(
         BaseModelError,
         match=r"encoder_conf: whisper_model: large: takes about 12.*\(tiny, base\)",
     ):
-        HRATask.build_model_from_file(tmp_path / "config.yaml", base.model_file)
+        HRATask.build_model_from_file(large, base.model_file)
 
 
 # ---------------------------------------------------------------------- damaged files

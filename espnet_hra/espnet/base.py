@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.espnet import reference
 from espnet_hra.espnet.ctc import without_new
 from espnet_hra.espnet.kinds import KINDS, check_kind, espnet_task_of
 from espnet_hra.espnet.paths import can_lack, find_base, find_file, named_files, whole
@@ -122,11 +123,15 @@ class BaseModel:
         source: How it was named.
         model_file: Its checkpoint.
         config_file: Its training configuration; None for a bare checkpoint.
+        reference: How a pack names it that does not hold it.
+        expected: Fingerprints that it must have, by component, as the pack says.
     """
 
     source: str
     model_file: Path
     config_file: Path | None
+    reference: str | None = None
+    expected: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def espnet_task(self) -> str:
@@ -166,9 +171,42 @@ class BaseModel:
         state = read_state(self.model_file)
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
+    def verify(self) -> None:
+        """Check that it is the one that its pack names, if it is from one.
+
+        Raises:
+            BaseModelError: It is another.
+        """
+        if self.expected:
+            check_fingerprints(self.source, self.fingerprints(), self.expected)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Those of its file, by component. Errors as of the above."""
+        return {k: fingerprint(part) for k, part in _parted(self.state_dict()).items()}
+
 
 def open_base(source: str | Path, cache: str | None = None) -> BaseModel:
-    """Find the checkpoint and configuration of a base.
+    """Find what adapters stand on.
+
+    Of a pack that names a Whisper instead of holding it, that is the Whisper. Arguments
+    and errors as of :func:`open_files`.
+    """
+    base = open_files(source, cache)
+    named = reference.named_by(base.config_file)
+    if named is None:
+        return base
+    name, expected = named
+    try:
+        whisper = open_files(name)
+    except BaseModelError as e:
+        raise BaseModelError(f"{source}: {e}") from e
+    return dataclasses.replace(
+        whisper, source=base.source, reference=name, expected=expected
+    )
+
+
+def open_files(source: str | Path, cache: str | None = None) -> BaseModel:
+    """Find the checkpoint and configuration of a model.
 
     Args:
         source: A checkpoint (``.pth``, or Lightning's ``.ckpt``), an experiment folder
@@ -326,8 +364,12 @@ def _download(tag: str, cache: str | None) -> Path | dict[str, Any]:
 
 def components(model: torch.nn.Module) -> dict[str, list[tuple[str, torch.Tensor]]]:
     """The base's tensors within a model, by component (encoder, ctc, ...)."""
+    return _parted(model.state_dict(keep_vars=True))
+
+
+def _parted(state: State) -> dict[str, list[tuple[str, torch.Tensor]]]:
     parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
-    for key, tensor in model.state_dict(keep_vars=True).items():
+    for key, tensor in state.items():
         if not key.startswith("encoder.adapter."):
             name, _, rest = key.partition(".")
             parts.setdefault(name, []).append((rest, tensor))
@@ -389,17 +431,34 @@ def load_base(
         )
     model.load_state_dict(state, strict=False)  # strictness was checked above
     found = fingerprints(model)
-    expected = expected or {}
+    check_fingerprints(base.source, found, {**base.expected, **(expected or {})})
+    logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
+    return found
+
+
+def check_fingerprints(
+    source: str, found: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    """Refuse another base than an adapter was trained on.
+
+    Args:
+        source: How the base is named.
+        found: Its fingerprints, by component.
+        expected: Those that it must have.
+
+    Raises:
+        BaseModelError: One differs.
+    """
     wrong = [k for k in expected if found.get(k) != expected[k]]
     if wrong:
+        remedy = reference.REMEDY if is_whisper(source) else ""
         raise BaseModelError(
-            f"{base.source}: this is not the base that the adapter was trained on; "
+            f"{source}: this is not the base that the adapter was trained on; "
             + "; ".join(
                 f"{k}: expected {expected[k]}, found {found.get(k)}" for k in wrong
             )
+            + (f": {remedy}" if remedy else "")
         )
-    logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
-    return found
 
 
 def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
@@ -420,21 +479,23 @@ def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
     config = read_yaml(config_file, BaseModelError)
     if isinstance(config.get("encoder"), str):
         config["encoder"] = plain_encoder(config["encoder"])
-    config_file, packed = whole(config_file), False
-    for folder in list(config_file.parents)[:4]:
-        if (folder / "meta.yaml").is_file():
-            find_base(config, [folder])
-            config, packed = archive.resolve(config, folder), True
-            break
+    config_file = whole(config_file)
     folders = [*config_file.parents, *config_file.resolve().parents]
-    find_base(config, folders)
+    pack = reference.pack_of(config_file)
+    if pack is None:
+        find_base(config, folders)
+    else:
+        find_base(config, [pack])
+        config = {**archive.resolve(config, pack), "init_param": []}
+        if base is None:
+            reference.check(config, pack)
     for place, key in named_files(config):
         found = find_file(place[key], (*folders, Path.cwd()))
         if found is None and base is not None:
             other = open_base(base).config_file
             own = {} if other is None else read_config(other)
             found = {name: there[name] for there, name in named_files(own)}.get(key)
-        if found is None and can_lack(key, config, packed):
+        if found is None and can_lack(key, config, pack is not None):
             logging.warning(f"{config_file} names {place[key]}, which is not there")
         elif found is None:
             raise BaseModelError(

@@ -32,12 +32,17 @@ def is_whisper(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
+def is_public(source: str) -> bool:
+    """Whether this is the name of one of OpenAI's models, the same on every machine."""
+    return is_whisper(source) and source.removeprefix(PREFIX) in NAMED
+
+
 def whole_name(source: str) -> str:
     """A name that is the same from every folder: paths become whole."""
-    rest = source.removeprefix(PREFIX)
-    if rest in NAMED:
+    if is_public(source):
         return source
-    return f"{PREFIX}{Path(rest).expanduser().resolve()}"
+    path = Path(source.removeprefix(PREFIX))
+    return f"{PREFIX}{path.expanduser().resolve()}"
 
 
 def open_folder(source: str, cache: Path) -> Path:
@@ -54,7 +59,7 @@ def open_folder(source: str, cache: Path) -> Path:
     """
     rest = source.removeprefix(PREFIX)
     if rest in NAMED:
-        folder = cache / f"whisper-{written(NAMED[rest])}-{_VERSION}"
+        folder = _named_folder(rest, cache)
         memory.check(source, NAMED[rest])
         if not folder.is_dir():
             sizes, state, where = sources.fetch(rest)
@@ -73,6 +78,20 @@ def open_folder(source: str, cache: Path) -> Path:
         sizes, state = formats.read(path, functools.partial(memory.check, source))
         _make(folder, sizes, state)
     return folder
+
+
+def kept(name: str, cache: Path) -> bool:
+    """Whether one of OpenAI's models is in the cache.
+
+    Args:
+        name: See :data:`espnet_hra.whisper.sizes.NAMED`.
+        cache: As of :func:`open_folder`.
+    """
+    return _named_folder(name, cache).is_dir()
+
+
+def _named_folder(name: str, cache: Path) -> Path:
+    return cache / f"whisper-{written(NAMED[name])}-{_VERSION}"
 
 
 def _make(folder: Path, sizes: Sizes, state: State) -> None:
