@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ import torch
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import reference
 from espnet_hra.espnet.ctc import without_new
+from espnet_hra.espnet.fingerprints import (
+    check_fingerprints,
+    components,
+    fingerprints,
+    of_state,
+)
 from espnet_hra.espnet.kinds import KINDS, check_kind, espnet_task_of
 from espnet_hra.espnet.paths import can_lack, find_base, find_file, named_files, whole
 from espnet_hra.files import archive
@@ -31,8 +37,7 @@ from espnet_hra.names import (
     known_encoders,
     plain_encoder,
 )
-from espnet_hra.tasks.fingerprint import fingerprint
-from espnet_hra.whisper.folder import is_whisper, open_folder
+from espnet_hra.whisper.folder import is_whisper, kept, open_folder
 from espnet_hra.whisper.folder import whole_name as whole_whisper
 
 #: Keys of an ESPnet configuration that describe the model and its tokens: these come
@@ -182,7 +187,7 @@ class BaseModel:
 
     def fingerprints(self) -> dict[str, str]:
         """Those of its file, by component. Errors as of the above."""
-        return {k: fingerprint(part) for k, part in _parted(self.state_dict()).items()}
+        return of_state(self.state_dict())
 
 
 def open_base(source: str | Path, cache: str | None = None) -> BaseModel:
@@ -238,6 +243,11 @@ def open_files(source: str | Path, cache: str | None = None) -> BaseModel:
     if isinstance(found, Path):
         return _from_folder(source, found)
     return _from_pack(source, found)
+
+
+def is_kept(name: str) -> bool:
+    """Whether one of OpenAI's Whispers is here already, by its name among them."""
+    return kept(name, _cache(None))
 
 
 def whole_name(source: str) -> str:
@@ -362,33 +372,6 @@ def _download(tag: str, cache: str | None) -> Path | dict[str, Any]:
         ) from e
 
 
-def components(model: torch.nn.Module) -> dict[str, list[tuple[str, torch.Tensor]]]:
-    """The base's tensors within a model, by component (encoder, ctc, ...)."""
-    return _parted(model.state_dict(keep_vars=True))
-
-
-def _parted(state: State) -> dict[str, list[tuple[str, torch.Tensor]]]:
-    parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
-    for key, tensor in state.items():
-        if not key.startswith("encoder.adapter."):
-            name, _, rest = key.partition(".")
-            parts.setdefault(name, []).append((rest, tensor))
-    return parts
-
-
-def fingerprints(model: Any) -> dict[str, str]:
-    """Fingerprints of the base within an adapted model, by component."""
-    return {
-        # The encoder keeps its own, so that it is not computed again to verify it.
-        name: (
-            model.encoder.backbone_fingerprint
-            if name == "encoder"
-            else fingerprint(part)
-        )
-        for name, part in components(model).items()
-    }
-
-
 def load_base(
     model: torch.nn.Module,
     base: BaseModel,
@@ -434,31 +417,6 @@ def load_base(
     check_fingerprints(base.source, found, {**base.expected, **(expected or {})})
     logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
     return found
-
-
-def check_fingerprints(
-    source: str, found: Mapping[str, str], expected: Mapping[str, str]
-) -> None:
-    """Refuse another base than an adapter was trained on.
-
-    Args:
-        source: How the base is named.
-        found: Its fingerprints, by component.
-        expected: Those that it must have.
-
-    Raises:
-        BaseModelError: One differs.
-    """
-    wrong = [k for k in expected if found.get(k) != expected[k]]
-    if wrong:
-        remedy = reference.REMEDY if is_whisper(source) else ""
-        raise BaseModelError(
-            f"{source}: this is not the base that the adapter was trained on; "
-            + "; ".join(
-                f"{k}: expected {expected[k]}, found {found.get(k)}" for k in wrong
-            )
-            + (f": {remedy}" if remedy else "")
-        )
 
 
 def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
