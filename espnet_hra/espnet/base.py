@@ -183,7 +183,14 @@ class BaseModel:
             BaseModelError: It is another.
         """
         if self.expected:
-            check_fingerprints(self.source, self.fingerprints(), self.expected)
+            self.check(self.fingerprints(), self.expected)
+
+    def check(self, found: dict[str, str], expected: dict[str, str]) -> None:
+        """Refuse it if fingerprints differ, in words that say what to do."""
+        whisper = self.reference or (self.source if is_whisper(self.source) else None)
+        source = f"{self.source} ({self.reference})" if self.reference else self.source
+        remedy = "" if whisper is None else reference.REMEDY
+        check_fingerprints(source, found, expected, remedy)
 
     def fingerprints(self) -> dict[str, str]:
         """Those of its file, by component. Errors as of the above."""
@@ -414,7 +421,7 @@ def load_base(
         )
     model.load_state_dict(state, strict=False)  # strictness was checked above
     found = fingerprints(model)
-    check_fingerprints(base.source, found, {**base.expected, **(expected or {})})
+    base.check(found, {**base.expected, **(expected or {})})
     logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
     return found
 

@@ -1,4 +1,4 @@
-"""Fingerprints of a base, by component: is it the one that an adapter was trained on?"""
+"""Fingerprints of a base: is it the one that an adapter was trained on?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 import torch
 
 from espnet_hra.errors import BaseModelError
-from espnet_hra.espnet import reference
 from espnet_hra.files.checkpoint import State
 from espnet_hra.tasks.fingerprint import fingerprint
-from espnet_hra.whisper.folder import is_whisper
 
 
 def components(model: torch.nn.Module) -> dict[str, list[tuple[str, torch.Tensor]]]:
@@ -45,7 +43,10 @@ def fingerprints(model: Any) -> dict[str, str]:
 
 
 def check_fingerprints(
-    source: str, found: Mapping[str, str], expected: Mapping[str, str]
+    source: str,
+    found: Mapping[str, str],
+    expected: Mapping[str, str],
+    remedy: str = "",
 ) -> None:
     """Refuse another base than an adapter was trained on.
 
@@ -53,13 +54,13 @@ def check_fingerprints(
         source: How the base is named.
         found: Its fingerprints, by component.
         expected: Those that it must have.
+        remedy: What to do if it is another.
 
     Raises:
         BaseModelError: One differs.
     """
     wrong = [k for k in expected if found.get(k) != expected[k]]
     if wrong:
-        remedy = reference.REMEDY if is_whisper(source) else ""
         raise BaseModelError(
             f"{source}: this is not the base that the adapter was trained on; "
             + "; ".join(

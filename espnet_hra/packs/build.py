@@ -12,8 +12,9 @@ A *base pack* opens with ``espnet_hra.Speech2Text``, with ESPnet's own (once
     tasks/          tasks that go along, if any
 
 Its configuration registers no task, so that ESPnet's class begins with the plain
-backbone; ``espnet_hra.Speech2Text`` knows those in ``tasks``. A Whisper that everyone can have by name is left out:
-the configuration names it, with its fingerprints.
+backbone; ``espnet_hra.Speech2Text`` knows those in ``tasks``. A Whisper
+that everyone can have by name is left out: the configuration names it, with its
+fingerprints.
 
 A *task pack* holds task files, ``hra_pack.json`` that names the base by tag and
 fingerprint, and a model card.

@@ -207,9 +207,8 @@ def base_card(
         (
             "This is the base: backbone, controller, tokens and configuration. "
             if reference is None
-            else f"This is the base: controller, tokens and configuration. Its backbone "
-            f"is `{reference}`, which is found or fetched, and verified, when it is "
-            "opened. "
+            else "This is the base: controller, tokens and configuration. Its backbone is "
+            f"`{reference}`, which is found or fetched, and verified, when it is opened. "
         )
         + (f"Tasks inside: {', '.join(files)}." if files else "No tasks are inside.")
         + "\n",
@@ -229,8 +228,8 @@ text, *_ = speech2text(waveform)[0]
 """,
         _stock_use(about, espnet, example)
         if reference is None
-        else "ESPnet's own class needs a pack with all weights (`espnet-hra pack --whole "
-        "true`).\n",
+        else "ESPnet's own class needs a pack with all weights (`espnet-hra pack "
+        "--whole true`).\n",
         _ERROR,
         "## What is in it\n",
         f"- backbone: {counts['backbone']:,} parameters, "
