@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import espnet_hra
 from espnet_hra.errors import BaseModelError
 from espnet_hra.espnet.base import open_base, whole_name
 from espnet_hra.espnet.task import HRATask
 from espnet_hra.files.checkpoint import State
-from espnet_hra.whisper import folder, sources
+from espnet_hra.whisper import ctranslate2 as ctranslate2_reader
+from espnet_hra.whisper import formats, memory, sources
 from espnet_hra.whisper.sizes import NAMED, Sizes
 
 whisper = pytest.importorskip("whisper")
@@ -303,13 +305,49 @@ def test_without_any_source_the_message_names_all_and_the_way_out(home):
 
 
 def test_a_size_that_does_not_fit_is_refused_before_it_is_fetched(monkeypatch):
-    monkeypatch.setattr(folder, "available_memory", lambda: 2 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 10**9)
     with pytest.raises(
         BaseModelError,
         match=r"whisper:large: takes about 12.* GB of memory, and 2.0 GB are free: "
-        "take whisper:small, or",
+        r"take a smaller one that fits \(tiny, base, small\), or a machine with more",
     ):
         open_base("whisper:large")
+    with pytest.raises(BaseModelError, match=r"fits \(tiny.en, base.en, small.en\)"):
+        open_base("whisper:medium.en")
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**8)
+    with pytest.raises(BaseModelError, match="too little for any Whisper of OpenAI's"):
+        open_base("whisper:tiny")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_that_do_not_fit_are_refused_before_they_are_read(
+    form, tmp_path, state, monkeypatch
+):
+    path = FORMS[form](tmp_path, state)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(formats, "normal", None)
+    monkeypatch.setattr(formats, "_safetensors", None)
+    monkeypatch.setattr(ctranslate2_reader, "read", None)
+    refused(path, "takes about 0.0 GB of memory.*end what else takes memory")
+
+
+def test_a_configuration_that_does_not_fit_is_refused_before_it_is_built(
+    tmp_path, state, monkeypatch
+):
+    """A pack or experiment folder tells the size, and its file may be small."""
+    base = open_base(f"whisper:{openai(tmp_path, state)}")
+    config = yaml.safe_load(base.config_file.read_text())
+    conf = {"whisper_model": "large"}
+    config.update(encoder_conf=conf, decoder_conf=conf)
+    large = base.config_file.with_name("large.yaml")
+    large.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
+    monkeypatch.setattr("espnet_hra.whisper.package.encoder", None)
+    with pytest.raises(
+        BaseModelError,
+        match=r"encoder_conf: whisper_model: large: takes about 12.*\(tiny, base\)",
+    ):
+        HRATask.build_model_from_file(large, base.model_file)
 
 
 # ---------------------------------------------------------------------- damaged files

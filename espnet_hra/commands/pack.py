@@ -7,10 +7,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from espnet_hra.commands.info import add_info, info_of
 from espnet_hra.errors import BaseModelError
 from espnet_hra.files import archive
+
+if TYPE_CHECKING:  # its import takes seconds, which --help need not
+    from espnet_hra.packs.build import Held
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -42,6 +46,16 @@ def get_parser() -> argparse.ArgumentParser:
         default=False,
         help="Store a base pack's weights with 16 bits; it is then another base, which "
         "tasks of the unrounded one do not fit (default: false)",
+    )
+    parser.add_argument(
+        "--whole",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="Hold the weights of a Whisper as well. By default a base pack names one "
+        "that everyone can have (whisper:base), with its fingerprint, and it is found "
+        "or fetched where the pack is opened (default: false)",
     )
     parser.add_argument(
         "--base_tag",
@@ -78,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --model to make a pack, or --upload for one that exists")
     if args.task and args.tasks != "none":
         parser.error("--task makes a task pack, --tasks are tasks in a base pack")
+    if args.task and args.whole:
+        parser.error("--whole is of base packs: --task makes one that holds tasks only")
     if args.task and not args.base_tag:
         parser.error("--task needs --base_tag, by which others find the base")
     if args.model is not None:
@@ -99,20 +115,24 @@ def _make(args: argparse.Namespace) -> None:
     ) as temporary:
         folder = Path(temporary) / "pack"
         folder.mkdir()
-        _fill(args, folder, out.stem if zipped else out.name)
+        held = _fill(args, folder, out.stem if zipped else out.name)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if zipped:
             archive.write_zip(folder, out)
         else:
             if out.exists():
                 out.rmdir()
             os.rename(folder, out)
+    said = held.summary(size) if held else ""
+    if said:
+        print(f"espnet-hra pack: {said}", file=sys.stderr)
     if not args.license:
         print("espnet-hra pack: no --license; others may not use it", file=sys.stderr)
     print(out)
 
 
-def _fill(args: argparse.Namespace, folder: Path, name: str) -> None:
-    """Make the pack in a folder."""
+def _fill(args: argparse.Namespace, folder: Path, name: str) -> "Held | None":
+    """Make the pack in a folder, and say what a base pack holds."""
     from espnet_hra.espnet.models import find_model, known_tasks
     from espnet_hra.packs.build import base_pack, task_pack
     from espnet_hra.packs.card import About, read_results
@@ -137,5 +157,13 @@ def _fill(args: argparse.Namespace, folder: Path, name: str) -> None:
         tasks = list(dict.fromkeys(re.split(r"[\s,]+", names.strip())))
     if args.task:
         task_pack(args.model, folder, about, tasks, args.pretrained_model)
-    else:
-        base_pack(args.model, folder, about, tasks, args.half, args.pretrained_model)
+        return None
+    return base_pack(
+        args.model,
+        folder,
+        about,
+        tasks,
+        args.half,
+        args.pretrained_model,
+        args.whole,
+    )

@@ -42,7 +42,7 @@ from espnet_hra.espnet.model import (
 )
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.espnet.trainer import AdapterTrainer
-from espnet_hra.espnet.whisper import without_weights
+from espnet_hra.espnet.whisper import check_memory, without_weights
 from espnet_hra.files import atomic
 from espnet_hra.files.checkpoint import beginning, differences, read_state
 from espnet_hra.names import PREFIX, adapted_encoder
@@ -189,6 +189,7 @@ class Adapting(AbsTask):
                 configuration.
             TaskError: A task name is not valid.
         """
+        check_memory(vars(args))
         adapted = (args.encoder or "").startswith(PREFIX)
         if not adapted and getattr(args, "pretrained_model", None) is not None:
             raise BaseModelError(

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 
 from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.espnet import reference
 from espnet_hra.espnet.ctc import without_new
+from espnet_hra.espnet.fingerprints import (
+    check_fingerprints,
+    components,
+    fingerprints,
+    of_state,
+)
 from espnet_hra.espnet.kinds import KINDS, check_kind, encoder_of, espnet_task_of
 from espnet_hra.espnet.paths import can_lack, find_base, find_file, named_files, whole
 from espnet_hra.files import archive
@@ -30,8 +37,7 @@ from espnet_hra.names import (
     known_encoders,
     plain_encoder,
 )
-from espnet_hra.tasks.fingerprint import fingerprint
-from espnet_hra.whisper.folder import is_whisper, open_folder
+from espnet_hra.whisper.folder import is_whisper, kept, open_folder
 from espnet_hra.whisper.folder import whole_name as whole_whisper
 
 #: Keys of an ESPnet configuration that describe the model and its tokens: these come
@@ -123,11 +129,15 @@ class BaseModel:
         source: How it was named.
         model_file: Its checkpoint.
         config_file: Its training configuration; None for a bare checkpoint.
+        reference: How a pack names it that does not hold it.
+        expected: Fingerprints that it must have, by component, as the pack says.
     """
 
     source: str
     model_file: Path
     config_file: Path | None
+    reference: str | None = None
+    expected: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def espnet_task(self) -> str:
@@ -167,9 +177,49 @@ class BaseModel:
         state = read_state(self.model_file)
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
+    def verify(self) -> None:
+        """Check that it is the one that its pack names, if it is from one.
+
+        Raises:
+            BaseModelError: It is another.
+        """
+        if self.expected:
+            self.check(self.fingerprints(), self.expected)
+
+    def check(self, found: dict[str, str], expected: dict[str, str]) -> None:
+        """Refuse it if fingerprints differ, in words that say what to do."""
+        whisper = self.reference or (self.source if is_whisper(self.source) else None)
+        source = f"{self.source} ({self.reference})" if self.reference else self.source
+        remedy = "" if whisper is None else reference.REMEDY
+        check_fingerprints(source, found, expected, remedy)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Those of its file, by component. Errors as of the above."""
+        return of_state(self.state_dict())
+
 
 def open_base(source: str | Path, cache: str | None = None) -> BaseModel:
-    """Find the checkpoint and configuration of a base.
+    """Find what adapters stand on.
+
+    Of a pack that names a Whisper instead of holding it, that is the Whisper. Arguments
+    and errors as of :func:`open_files`.
+    """
+    base = open_files(source, cache)
+    named = reference.named_by(base.config_file)
+    if named is None:
+        return base
+    name, expected = named
+    try:
+        whisper = open_files(name)
+    except BaseModelError as e:
+        raise BaseModelError(f"{source}: {e}") from e
+    return dataclasses.replace(
+        whisper, source=base.source, reference=name, expected=expected
+    )
+
+
+def open_files(source: str | Path, cache: str | None = None) -> BaseModel:
+    """Find the checkpoint and configuration of a model.
 
     Args:
         source: A checkpoint (``.pth``, or Lightning's ``.ckpt``), an experiment folder
@@ -201,6 +251,11 @@ def open_base(source: str | Path, cache: str | None = None) -> BaseModel:
     if isinstance(found, Path):
         return _from_folder(source, found)
     return _from_pack(source, found)
+
+
+def is_kept(name: str) -> bool:
+    """Whether one of OpenAI's Whispers is here already, by its name among them."""
+    return kept(name, _cache(None))
 
 
 def whole_name(source: str) -> str:
@@ -325,29 +380,6 @@ def _download(tag: str, cache: str | None) -> Path | dict[str, Any]:
         ) from e
 
 
-def components(model: torch.nn.Module) -> dict[str, list[tuple[str, torch.Tensor]]]:
-    """The base's tensors within a model, by component (encoder, ctc, ...)."""
-    parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
-    for key, tensor in model.state_dict(keep_vars=True).items():
-        if not key.startswith("encoder.adapter."):
-            name, _, rest = key.partition(".")
-            parts.setdefault(name, []).append((rest, tensor))
-    return parts
-
-
-def fingerprints(model: Any) -> dict[str, str]:
-    """Fingerprints of the base within an adapted model, by component."""
-    return {
-        # The encoder keeps its own, so that it is not computed again to verify it.
-        name: (
-            model.encoder.backbone_fingerprint
-            if name == "encoder"
-            else fingerprint(part)
-        )
-        for name, part in components(model).items()
-    }
-
-
 def load_base(
     model: torch.nn.Module,
     base: BaseModel,
@@ -390,15 +422,7 @@ def load_base(
         )
     model.load_state_dict(state, strict=False)  # strictness was checked above
     found = fingerprints(model)
-    expected = expected or {}
-    wrong = [k for k in expected if found.get(k) != expected[k]]
-    if wrong:
-        raise BaseModelError(
-            f"{base.source}: this is not the base that the adapter was trained on; "
-            + "; ".join(
-                f"{k}: expected {expected[k]}, found {found.get(k)}" for k in wrong
-            )
-        )
+    base.check(found, {**base.expected, **(expected or {})})
     logging.info(f"Loaded the base {base.model_file}, whole: {', '.join(found)}")
     return found
 
@@ -422,21 +446,23 @@ def read_config(config_file: Path, base: str | None = None) -> dict[str, Any]:
     name = encoder_of(config)
     if isinstance(name, str):
         config["encoder"] = plain_encoder(name)
-    config_file, packed = whole(config_file), False
-    for folder in list(config_file.parents)[:4]:
-        if (folder / "meta.yaml").is_file():
-            find_base(config, [folder])
-            config, packed = archive.resolve(config, folder), True
-            break
+    config_file = whole(config_file)
     folders = [*config_file.parents, *config_file.resolve().parents]
-    find_base(config, folders)
+    pack = reference.pack_of(config_file)
+    if pack is None:
+        find_base(config, folders)
+    else:
+        find_base(config, [pack])
+        config = {**archive.resolve(config, pack), "init_param": []}
+        if base is None:
+            reference.check(config, pack)
     for place, key in named_files(config):
         found = find_file(place[key], (*folders, Path.cwd()))
         if found is None and base is not None:
             other = open_base(base).config_file
             own = {} if other is None else read_config(other)
             found = {name: there[name] for there, name in named_files(own)}.get(key)
-        if found is None and can_lack(key, config, packed):
+        if found is None and can_lack(key, config, pack is not None):
             logging.warning(f"{config_file} names {place[key]}, which is not there")
         elif found is None:
             raise BaseModelError(

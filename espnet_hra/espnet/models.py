@@ -5,7 +5,8 @@ Three kinds of models are opened:
 * an experiment folder of an adaptation: its checkpoint holds the adapter only, and its
   configuration names the base;
 * a *base pack*: its checkpoint holds base and controller, so that ESPnet itself can
-  open it, and its tasks, if any, are files in the folder ``tasks``;
+  open it, or of a Whisper the controller alone (see
+  :mod:`espnet_hra.espnet.reference`); its tasks, if any, are files in ``tasks``;
 * a *task pack*: one or several task files, and ``hra_pack.json`` that names the base.
 
 Whatever is opened, ``tasks`` beside the checkpoint may hold further tasks. Nothing here
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_hra.errors import BaseModelError, TaskError
-from espnet_hra.espnet.base import open_base, read_config
+from espnet_hra.espnet.base import open_files, read_config
 from espnet_hra.espnet.kinds import encoder_of, espnet_task_of
 from espnet_hra.files import archive
 from espnet_hra.files.config import MAX_BYTES, read_yaml
@@ -131,9 +132,9 @@ def find_model(source: str, base: str | None = None) -> Found:
         found = find_model(str(tag))
         return dataclasses.replace(found, source=source, extra=_task_files(folder))
     if manifest is None:
-        opened = open_base(source)
+        opened = open_files(source)
     else:
-        opened = open_base(str(folder))
+        opened = open_files(str(folder))
     store_folder = Path(opened.model_file).parent / FOLDER
     store = TaskStore(store_folder)
     if folder is not None and manifest is not None and is_hub_id(source):
@@ -162,7 +163,7 @@ def opened(
         BaseModelError: The configuration is missing or not readable.
     """
     if model_file is None and is_whisper(str(config_file)):
-        base = open_base(str(config_file))
+        base = open_files(str(config_file))
         config_file, model_file = base.config_file, base.model_file
     if config_file is None and model_file is not None:
         config_file = Path(model_file).parent / "config.yaml"

@@ -8,10 +8,12 @@ import torch
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet import reference
 from espnet_hra.espnet.base import load_base, open_base, whole_name
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.files.checkpoint import beginning, differences, read_state
 from espnet_hra.names import from_key, listing
+from espnet_hra.whisper.folder import is_whisper
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +60,15 @@ def load_named_base(
     except BaseModelError as e:
         if not expected:
             raise
-        raise BaseModelError(
-            f"{e}. It is the base of a saved model: where it is now can be said with "
-            "--pretrained_model (in Python, pretrained_model=)"
-        ) from e
+        remedy = (
+            "where it is now can be said with --pretrained_model (in Python, "
+            "pretrained_model=)"
+        )
+        if is_whisper(source):
+            remedy = reference.REMEDY
+        raise BaseModelError(f"{e}. It is the base of a saved model: {remedy}") from e
     found = load_base(model, base, expected, new_tokens)
-    args.pretrained_model = whole_name(source)
+    args.pretrained_model = base.reference or whole_name(source)
     args.base_fingerprint = found
     args.encoder_conf["backbone_fingerprint"] = found["encoder"]
     model.encoder.verify_backbone(found["encoder"])

@@ -8,14 +8,14 @@ right sizes without weights. They also use names that openai-whisper no longer h
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from espnet2.asr.encoder.whisper_encoder import OpenAIWhisperEncoder
 
 from espnet_hra.espnet.seam import standing_in
-from espnet_hra.whisper import package, tokens
+from espnet_hra.whisper import memory, package, tokens
 from espnet_hra.whisper.sizes import Sizes, sizes_of
 
 #: ESPnet's name of the encoder and of the decoder.
@@ -38,12 +38,29 @@ def model_sizes(encoder_conf: Mapping[str, Any] | None) -> Sizes:
 
 
 def uses_whisper(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration has anything of Whisper's: encoder, decoder or tokens."""
-    return (
-        str(config.get("encoder")).removeprefix("hra_") == NAME
-        or config.get("decoder") == NAME
-        or "whisper" in str(config.get("token_type"))
-    )
+    """Whether a configuration has anything of Whisper's: a part, or its tokens."""
+    return bool(_parts(config)) or "whisper" in str(config.get("token_type"))
+
+
+def _parts(config: Mapping[str, Any]) -> list[str]:
+    """The parts of a configuration's model that are Whisper's."""
+    return [
+        part
+        for part in ("encoder", "decoder", "frontend")
+        if str(config.get(part)).removeprefix("hra_") == NAME
+    ]
+
+
+def check_memory(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration whose Whisper does not fit into memory.
+
+    Raises:
+        BaseModelError: It does not, or there is no such Whisper.
+    """
+    for part in _parts(config)[:1]:
+        conf = config.get(f"{part}_conf") or {}
+        name = str(conf.get("whisper_model", _USUAL))
+        memory.check(f"{part}_conf: whisper_model: {name}", sizes_of(name))
 
 
 @contextlib.contextmanager
@@ -60,22 +77,25 @@ def without_weights(config: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     module = package.openai_whisper()
-    conf = config.get("encoder_conf" if _encodes(config) else "decoder_conf")
-    sizes = model_sizes(conf)
+    part = next(iter(_parts(config)), "decoder")
+    sizes = model_sizes(config.get(f"{part}_conf"))
     tokenizer = functools.partial(
         tokens.Tokenizer,
         num_languages=sizes.num_languages,
     )
+    # A frontend keeps the whole model, encoder and decoder copy their part.
+    load: Callable[..., Any] = _whole if config.get("frontend") == NAME else _Blank
     with (
-        standing_in(module, load_model=_Blank, available_models=_Any),
+        standing_in(module, load_model=load, available_models=_Any),
         standing_in(module.audio, "N_MELS", N_MELS=sizes.n_mels),
         standing_in(module.tokenizer, get_tokenizer=tokenizer),
     ):
         yield
 
 
-def _encodes(config: Mapping[str, Any]) -> bool:
-    return str(config.get("encoder")).removeprefix("hra_") == NAME
+def _whole(name: str, **others: Any) -> torch.nn.Module:
+    """Stands for ``whisper.load_model``. Arguments as of :class:`_Blank`."""
+    return package.whole(sizes_of(name))
 
 
 class _Any:

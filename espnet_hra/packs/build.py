@@ -5,24 +5,28 @@ A *base pack* opens with ``espnet_hra.Speech2Text``, with ESPnet's own (once
 
     meta.yaml       what ESPnet's packs have: which file is what
     config.yaml     the configuration, with all tokens and without paths of this machine
-    model.pth       backbone, controller, CTC and all else: tensors, no pickled objects
+    model.pth       backbone, controller, CTC and all else: tensors, no pickled objects;
+                    of a public Whisper the controller alone
     hra_pack.json   fingerprints and tasks
     README.md       the model card
     tasks/          tasks that go along, if any
 
 Its configuration registers no task, so that ESPnet's class begins with the plain
-backbone; ``espnet_hra.Speech2Text`` knows those in ``tasks``.
+backbone; ``espnet_hra.Speech2Text`` knows those in ``tasks``. A Whisper
+that everyone can have by name is left out: the configuration names it, with its
+fingerprints.
 
 A *task pack* holds task files, ``hra_pack.json`` that names the base by tag and
 fingerprint, and a model card.
 """
 
+import argparse
 import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from espnet2 import __version__ as espnet_version
 from espnet_hra.errors import BaseModelError
 from espnet_hra.espnet.building import build
 from espnet_hra.espnet.kinds import KINDS, Kind, espnet_task_of
+from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.espnet.models import (
     BASE_FORMAT,
     MANIFEST,
@@ -45,6 +50,7 @@ from espnet_hra.files import atomic
 from espnet_hra.files.config import write_yaml
 from espnet_hra.names import ENCODER_HINT
 from espnet_hra.packs.card import About, base_card, own_rows, scores_of, task_card
+from espnet_hra.packs.left_out import Choice, choose
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.version import __version__
 
@@ -72,6 +78,41 @@ _LOCAL_VALUES = ("config", "output_dir", "pretrained_model", "init_adapter")
 # --------------------------------------------------------------------------- base pack
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a base pack holds.
+
+    Attributes:
+        choice: Whether it holds its base, and why.
+        base: Bytes of the base's weights, in the pack or left out.
+    """
+
+    choice: Choice
+    base: int
+
+    def summary(self, size: int) -> str:
+        """What people are told about the pack and its size in bytes.
+
+        Of models that are no Whisper there is nothing to choose, and nothing is told.
+        """
+        name, why = self.choice.name, self.choice.why
+        if name is not None:
+            return (
+                f"{megabytes(size)} MB instead of {megabytes(size + self.base)}: "
+                f"{name} is named with its fingerprint and fetched where the pack is "
+                "opened (--whole true puts it in)"
+            )
+        if why:
+            held = f"{megabytes(self.base)} MB of {megabytes(size)}"
+            return f"{held} are the Whisper, which is in the pack {why}"
+        return ""
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:,.1f}"
+
+
 def base_pack(
     model: str,
     folder: Path,
@@ -79,7 +120,8 @@ def base_pack(
     tasks: Sequence[str] = (),
     half: bool = False,
     pretrained_model: str | None = None,
-) -> None:
+    whole: bool = False,
+) -> Held:
     """Write a base pack into an empty folder.
 
     Args:
@@ -91,17 +133,28 @@ def base_pack(
             fingerprints of its own: tasks that go along are bound to it anew, tasks
             from elsewhere do not fit it.
         pretrained_model: Where the frozen base is, if not where the model says.
+        whole: Hold the base even if it is a Whisper that everyone can have by name.
+
+    Returns:
+        What it holds.
 
     Raises:
         BaseModelError: The model is incomplete, or has no adapter.
         TaskError: A task is unknown.
     """
-    found, built, about = _open(model, about, tasks, pretrained_model)
-    encoder = built.encoder
+    found, built, trained, about = _open(model, about, tasks, pretrained_model)
+    encoder, choice = built.encoder, choose(trained, whole, half)
+    weights = built.state_dict()
+    base = sum(
+        tensor.numel() * (2 if half else tensor.element_size())
+        for key, tensor in weights.items()
+        if not key.startswith(ADAPTER_PREFIX)
+    )
     state = {
         key: tensor.detach().clone()
-        for key, tensor in built.state_dict().items()
-        if not key.startswith("encoder.adapter.heads.")
+        for key, tensor in weights.items()
+        if not key.startswith(f"{ADAPTER_PREFIX}heads.")
+        and (choice.name is None or key.startswith(ADAPTER_PREFIX))
     }
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
@@ -115,6 +168,9 @@ def base_pack(
     _write_meta(folder, kind, found.model_file.stat().st_mtime)
     config["encoder_conf"] = {**config["encoder_conf"], "tasks": []}
     config["encoder"] += ENCODER_HINT
+    if choice.name is not None:
+        config["pretrained_model"] = choice.name
+        config["base_fingerprint"] = trained.base_fingerprint
     packed = built
     if half:  # another base: what it is called shows when it is opened
         config["base_fingerprint"] = None
@@ -127,13 +183,15 @@ def base_pack(
     write_yaml(folder / "config.yaml", config)
     identity = packed.encoder.identity()
     files = _write_tasks(found, encoder, identity, tasks, folder, about, not half)
-    _write_manifest(folder, BASE_FORMAT, identity, about.base_tag, files)
-    atomic.write(folder / "README.md", base_card(about, packed, kind, files, half))
+    _write_manifest(folder, BASE_FORMAT, identity, about.base_tag, files, choice.name)
+    card = base_card(about, packed, kind, files, half, choice.name)
+    atomic.write(folder / "README.md", card)
+    return Held(choice, base)
 
 
 def _open(
     model: str, about: About, tasks: Sequence[str], pretrained_model: str | None
-) -> tuple[Found, Any, About]:
+) -> tuple[Found, Any, argparse.Namespace, About]:
     """The model with these tasks loaded, and what is said about it and no other."""
     found = find_model(model, pretrained_model)
     built, trained = build(found, pretrained_model)
@@ -146,7 +204,7 @@ def _open(
                 raise unknown_task(found, name)
             encoder.load_task(found.store.path(name))
     own = own_rows(about.results, built, trained)
-    return found, built, replace(about, results=own)
+    return found, built, trained, replace(about, results=own)
 
 
 def _portable(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -212,7 +270,7 @@ def task_pack(
         BaseModelError: The model is incomplete, or has no adapter.
         TaskError: A task is unknown.
     """
-    found, built, about = _open(model, about, tasks, pretrained_model)
+    found, built, _, about = _open(model, about, tasks, pretrained_model)
     encoder = built.encoder
     identity = encoder.identity()
     files = _write_tasks(found, encoder, identity, tasks, folder, about, False)
@@ -259,10 +317,12 @@ def _write_manifest(
     identity: Mapping[str, Any],
     tag: str | None,
     files: Mapping[str, taskfile.TaskFile],
+    reference: str | None = None,
 ) -> None:
+    named = {} if reference is None else {"reference": reference}
     manifest = {
         "format": form,
-        "base": {"tag": tag, **identity},
+        "base": {"tag": tag, **named, **identity},
         "tasks": {name: f"tasks/{name}{taskfile.SUFFIX}" for name in files},
         "espnet_hra": __version__,
     }

@@ -180,9 +180,18 @@ def base_card(
     espnet: Kind,
     files: Mapping[str, taskfile.TaskFile],
     half: bool,
+    reference: str | None = None,
 ) -> str:
-    """The card of a base pack, whose model is of some ESPnet task."""
-    module, opens = espnet.stock.split(":")
+    """The card of a base pack, whose model is of some ESPnet task.
+
+    Args:
+        about: What people say about it.
+        model: The model.
+        espnet: Its ESPnet task.
+        files: The tasks inside.
+        half: Whether weights have 16 bits.
+        reference: The name of the backbone, if it is left out.
+    """
     counts, encoder = params.count(model), model.encoder
     title, tag, text = _kind(encoder)
     rows = [(row.method == FROZEN, vars(row)) for row in about.results]
@@ -195,7 +204,12 @@ def base_card(
         _front_matter(about, tag, **more),
         f"# {title}: the base {about.name}\n",
         text,
-        "This is the base: backbone, controller, tokens and configuration. "
+        (
+            "This is the base: backbone, controller, tokens and configuration. "
+            if reference is None
+            else "This is the base: controller, tokens and configuration. Its backbone is "
+            f"`{reference}`, which is found or fetched, and verified, when it is opened. "
+        )
         + (f"Tasks inside: {', '.join(files)}." if files else "No tasks are inside.")
         + "\n",
         "## Use\n",
@@ -211,19 +225,19 @@ speech2text.set_task(None)                                         # the plain b
 speech2text.set_task("{example}")           # a task inside, or the path of a task file
 text, *_ = speech2text(waveform)[0]
 ```
-ESPnet's own class opens it too, and begins with the plain backbone:
-```python
-import espnet_hra                                               # registers the encoder
-from {module} import {opens}
-
-speech2text = {opens}.from_pretrained("{about.where}")
-speech2text.{espnet.attribute}_model.encoder.load_task("{example}.safetensors")
-speech2text.{espnet.attribute}_model.encoder.set_task("{example}")
-```
-{_ERROR}""",
+""",
+        _stock_use(about, espnet, example)
+        if reference is None
+        else "ESPnet's own class needs a pack with all weights (`espnet-hra pack "
+        "--whole true`).\n",
+        _ERROR,
         "## What is in it\n",
         f"- backbone: {counts['backbone']:,} parameters, "
-        f"{'16' if half else '32'} bits each on disk"
+        + (
+            f"{'16' if half else '32'} bits each on disk"
+            if reference is None
+            else f"not in it: `{reference}`"
+        )
         + (" (rounded: tasks of the unrounded base do not fit)" if half else ""),
         f"- controller: {counts['shared']:,} parameters; one task: "
         f"{counts['one_task']:,}",
@@ -238,6 +252,22 @@ speech2text.{espnet.attribute}_model.encoder.set_task("{example}")
     if adapted:
         parts += ["## Results of its tasks\n", _table(adapted), ""]
     return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _stock_use(about: About, espnet: Kind, example: str) -> str:
+    """How ESPnet's own class opens a pack."""
+    module, opens = espnet.stock.split(":")
+    return f"""\
+ESPnet's own class opens it too, and begins with the plain backbone:
+```python
+import espnet_hra                                               # registers the encoder
+from {module} import {opens}
+
+speech2text = {opens}.from_pretrained("{about.where}")
+speech2text.{espnet.attribute}_model.encoder.load_task("{example}.safetensors")
+speech2text.{espnet.attribute}_model.encoder.set_task("{example}")
+```
+"""
 
 
 def task_card(

@@ -5,6 +5,7 @@ the variables (name, shape, type, bytes), then aliases, which are not needed her
 are translated to OpenAI's, and what CTranslate2 has fused is split again.
 """
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -69,13 +70,21 @@ def read(path: Path) -> tuple[Sizes, State]:
         BaseModelError: It is cut short, quantised, of another architecture, or no such
             file.
     """
+    variables = _open(path, load=True)
+    return _sizes(path, variables), _translated(path, variables)
+
+
+def sizes(path: Path) -> Sizes:
+    """Its sizes, without the tensors. Argument and errors as of :func:`read`."""
+    return _sizes(path, _open(path, load=False))
+
+
+def _open(path: Path, load: bool) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
-            variables = _variables(path, _Reader(path, file))
+            return _variables(path, _Reader(path, file), load)
     except OSError as e:
         raise BaseModelError(f"{path}: cannot be read: {e}") from e
-    state = _translated(path, variables)
-    return _sizes(path, variables, state), state
 
 
 class _Reader:
@@ -86,6 +95,14 @@ class _Reader:
         self._left = path.stat().st_size
 
     def bytes(self, count: int) -> bytes:
+        self._take(count)
+        return self._file.read(count)
+
+    def skip(self, count: int) -> None:
+        self._take(count)
+        self._file.seek(count, os.SEEK_CUR)
+
+    def _take(self, count: int) -> None:
         if count > self._left:
             raise BaseModelError(
                 f"{self._path}: cut short ({self._left:,} bytes are left where "
@@ -93,7 +110,6 @@ class _Reader:
                 "again"
             )
         self._left -= count
-        return self._file.read(count)
 
     def number(self, kind: str) -> int:
         return int(struct.unpack(f"<{kind}", self.bytes(struct.calcsize(kind)))[0])
@@ -103,7 +119,8 @@ class _Reader:
         return raw.decode("utf-8", errors="replace")
 
 
-def _variables(path: Path, reader: _Reader) -> dict[str, np.ndarray]:
+def _variables(path: Path, reader: _Reader, load: bool) -> dict[str, np.ndarray]:
+    """The variables; of those that are not loaded, shape and type alone are right."""
     version = reader.number("I")
     if not 4 <= version <= 6:
         raise BaseModelError(
@@ -122,20 +139,26 @@ def _variables(path: Path, reader: _Reader) -> dict[str, np.ndarray]:
         key = reader.text()
         shape = tuple(reader.number("I") for _ in range(reader.number("B")))
         kind = _TYPES[min(reader.number("B"), len(_TYPES) - 1)]
-        raw = reader.bytes(reader.number("I"))
+        length = reader.number("I")
         if kind not in _READABLE or (kind == "int8" and len(shape) > 1):
             raise BaseModelError(
                 f"{path}: its weights are of the type {kind} ({key}), and a base needs "
                 "float16 or float32: give a model that is not quantised, e.g. one "
                 "converted with --quantization float16"
             )
-        values = np.frombuffer(raw, _READABLE[kind])
-        if len(shape) > _MAX_RANK or values.size != np.prod(shape, dtype=np.int64):
+        size = int(np.prod(shape, dtype=np.int64))
+        found = length // np.dtype(_READABLE[kind]).itemsize
+        if len(shape) > _MAX_RANK or found != size:
             raise BaseModelError(
-                f"{path}: {key} of shape {shape} has {values.size:,} numbers: the file "
-                "is damaged, download it again"
+                f"{path}: {key} of shape {shape} has {found:,} numbers: the file is "
+                "damaged, download it again"
             )
-        variables[key] = values.reshape(shape)
+        if load or not shape:
+            raw = reader.bytes(length)
+            variables[key] = np.frombuffer(raw, _READABLE[kind]).reshape(shape)
+        else:
+            reader.skip(length)
+            variables[key] = np.broadcast_to(np.zeros((), _READABLE[kind]), shape)
     return variables
 
 
@@ -166,17 +189,19 @@ def _translated(path: Path, variables: dict[str, np.ndarray]) -> State:
     return state
 
 
-def _sizes(path: Path, variables: dict[str, np.ndarray], state: State) -> Sizes:
+def _sizes(path: Path, variables: dict[str, np.ndarray]) -> Sizes:
     try:
-        mels = state["encoder.conv1.weight"].size(1)
-        audio = state["encoder.positional_embedding"].shape
-        text = state["decoder.positional_embedding"].shape
-        vocab = len(state["decoder.token_embedding.weight"])
+        mels = variables["encoder/conv1/weight"].shape[1]
+        audio = variables["encoder/position_encodings/encodings"].shape
+        text = variables["decoder/position_encodings/encodings"].shape
+        vocab = len(variables["decoder/embeddings/weight"])
         heads = [int(variables[f"{part}/num_heads"]) for part in ("encoder", "decoder")]
+        audio_state, text_state = audio[1], text[1]
     except (KeyError, IndexError, TypeError) as e:
         raise BaseModelError(f"{path}: not a whole Whisper: {e} is missing") from e
+    blocks = [found for key in variables if (found := _BLOCK.fullmatch(key))]
     layers = [
-        len({key.split(".")[2] for key in state if key.startswith(f"{part}.blocks.")})
+        len({found[2] for found in blocks if found[1] == part})
         for part in ("encoder", "decoder")
     ]
     return checked(
@@ -184,12 +209,12 @@ def _sizes(path: Path, variables: dict[str, np.ndarray], state: State) -> Sizes:
         {
             "n_mels": mels,
             "n_audio_ctx": audio[0],
-            "n_audio_state": audio[1],
+            "n_audio_state": audio_state,
             "n_audio_head": heads[0],
             "n_audio_layer": layers[0],
             "n_vocab": vocab,
             "n_text_ctx": text[0],
-            "n_text_state": text[1],
+            "n_text_state": text_state,
             "n_text_head": heads[1],
             "n_text_layer": layers[1],
         },

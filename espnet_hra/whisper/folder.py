@@ -4,6 +4,7 @@ The folder is made once and kept in the cache. It has what a pack of ESPnet's ha
 names ESPnet's own Whisper encoder, decoder and tokens.
 """
 
+import functools
 import logging
 import tempfile
 from pathlib import Path
@@ -14,8 +15,7 @@ import torch
 from espnet_hra.errors import BaseModelError
 from espnet_hra.files.checkpoint import State
 from espnet_hra.files.config import write_yaml
-from espnet_hra.files.machine import available_memory
-from espnet_hra.whisper import formats, package, sources, tokens
+from espnet_hra.whisper import formats, memory, package, sources, tokens
 from espnet_hra.whisper.sizes import NAMED, Sizes, written
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,17 @@ def is_whisper(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
+def is_public(source: str) -> bool:
+    """Whether this is the name of one of OpenAI's models, the same on every machine."""
+    return is_whisper(source) and source.removeprefix(PREFIX) in NAMED
+
+
 def whole_name(source: str) -> str:
     """A name that is the same from every folder: paths become whole."""
-    rest = source.removeprefix(PREFIX)
-    if rest in NAMED:
+    if is_public(source):
         return source
-    return f"{PREFIX}{Path(rest).expanduser().resolve()}"
+    path = Path(source.removeprefix(PREFIX))
+    return f"{PREFIX}{path.expanduser().resolve()}"
 
 
 def open_folder(source: str, cache: Path) -> Path:
@@ -54,8 +59,8 @@ def open_folder(source: str, cache: Path) -> Path:
     """
     rest = source.removeprefix(PREFIX)
     if rest in NAMED:
-        folder = cache / f"whisper-{written(NAMED[rest])}-{_VERSION}"
-        check_memory(source, NAMED[rest])
+        folder = _named_folder(rest, cache)
+        memory.check(source, NAMED[rest])
         if not folder.is_dir():
             sizes, state, where = sources.fetch(rest)
             logger.info(f"{source}: weights from {where}, kept in {folder}")
@@ -70,33 +75,23 @@ def open_folder(source: str, cache: Path) -> Path:
     digest = sources.sha256(formats.weights_file(path)) if path.exists() else ""
     folder = cache / f"whisper-{digest[:32]}-{_VERSION}"
     if not folder.is_dir():
-        sizes, state = formats.read(path)
-        check_memory(source, sizes)
+        sizes, state = formats.read(path, functools.partial(memory.check, source))
         _make(folder, sizes, state)
     return folder
 
 
-def check_memory(source: str, sizes: Sizes) -> None:
-    """Refuse a model that does not fit into memory, before it is fetched or read.
+def kept(name: str, cache: Path) -> bool:
+    """Whether one of OpenAI's models is in the cache.
 
-    Raises:
-        BaseModelError: It does not.
+    Args:
+        name: See :data:`espnet_hra.whisper.sizes.NAMED`.
+        cache: As of :func:`open_folder`.
     """
-    free = available_memory()
-    # The model in float32, and once more while it is loaded.
-    needed = 8 * sizes.parameters
-    if not free or needed < free:
-        return
-    fitting = [name for name, s in NAMED.items() if 8 * s.parameters < free]
-    smaller = f"whisper:{max(fitting, key=_parameters)}" if fitting else "a smaller one"
-    raise BaseModelError(
-        f"{source}: takes about {needed / 1e9:.1f} GB of memory, and "
-        f"{free / 1e9:.1f} GB are free: take {smaller}, or a machine with more"
-    )
+    return _named_folder(name, cache).is_dir()
 
 
-def _parameters(name: str) -> int:
-    return NAMED[name].parameters
+def _named_folder(name: str, cache: Path) -> Path:
+    return cache / f"whisper-{written(NAMED[name])}-{_VERSION}"
 
 
 def _make(folder: Path, sizes: Sizes, state: State) -> None:

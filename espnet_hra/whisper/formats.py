@@ -8,6 +8,7 @@ wherever it comes from.
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,20 @@ _POSSIBLE = (
 _MAX_JSON = 2**22
 
 
-def read(path: Path) -> tuple[Sizes, State]:
+#: Called with the sizes of a model before its tensors are loaded; may refuse them.
+Check = Callable[[Sizes], None]
+
+
+def _any(sizes: Sizes) -> None:
+    """Refuses nothing."""
+
+
+def read(path: Path, check: Check = _any) -> tuple[Sizes, State]:
     """A Whisper from files.
 
     Args:
         path: OpenAI's ``.pt``, or a folder of Hugging Face's or of faster-whisper's.
+        check: Called with its sizes before its tensors are loaded.
 
     Returns:
         Its sizes, and its tensors in float16 under OpenAI's names.
@@ -43,7 +53,7 @@ def read(path: Path) -> tuple[Sizes, State]:
     Raises:
         BaseModelError: They are missing, damaged, or of another model.
     """
-    sizes, state = _reader(path)(path)
+    sizes, state = _reader(path)(path, check)
     return sizes, normal(path, sizes, state)
 
 
@@ -57,13 +67,13 @@ def weights_file(path: Path) -> Path:
     raise BaseModelError(f"{path}: no Whisper in this folder; {_POSSIBLE}")
 
 
-def _reader(path: Path) -> Callable[[Path], tuple[Sizes, State]]:
+def _reader(path: Path) -> Callable[[Path, Check], tuple[Sizes, State]]:
     if not path.exists():
         raise BaseModelError(f"{path}: there is no such file or folder; {_POSSIBLE}")
     if not path.is_dir():
         return _read_openai
     if weights_file(path).name == "model.bin":
-        return lambda folder: ctranslate2.read(folder / "model.bin")
+        return _read_ctranslate2
     return _read_hugging_face
 
 
@@ -74,8 +84,7 @@ def normal(source: object, sizes: Sizes, state: State) -> State:
         BaseModelError: Some are missing, surplus, of another shape, or not finite.
     """
     with torch.device("meta"):
-        whole = {"encoder": package.encoder(sizes), "decoder": package.decoder(sizes)}
-    needed = torch.nn.ModuleDict(whole).state_dict()
+        needed = package.whole(sizes).state_dict()
     problems = differences(needed, state)
     if problems:
         raise BaseModelError(f"{source}: not a whole Whisper: {problems}")
@@ -89,13 +98,20 @@ def normal(source: object, sizes: Sizes, state: State) -> State:
     return state
 
 
+def _read_ctranslate2(path: Path, check: Check) -> tuple[Sizes, State]:
+    check(ctranslate2.sizes(path / "model.bin"))
+    return ctranslate2.read(path / "model.bin")
+
+
 # ------------------------------------------------------------------------- OpenAI's
 
 
-def _read_openai(path: Path) -> tuple[Sizes, State]:
+def _read_openai(path: Path, check: Check) -> tuple[Sizes, State]:
     archive.check_checkpoint(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, the file's tensors take no memory before they are used.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         dims, state = content["dims"], dict(content["model_state_dict"])
         if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             raise TypeError("not all of its values are tensors")
@@ -104,7 +120,9 @@ def _read_openai(path: Path) -> tuple[Sizes, State]:
             f"{path}: not a Whisper of OpenAI's ({type(e).__name__}: "
             f"{' '.join(str(e).split()):.150}); {_POSSIBLE}"
         ) from e
-    return checked(path, dims), state
+    sizes = checked(path, dims)
+    check(sizes)
+    return sizes, state
 
 
 # -------------------------------------------------------------------- Hugging Face's
@@ -138,7 +156,7 @@ _OUTSIDE = {
 }
 
 
-def _read_hugging_face(path: Path) -> tuple[Sizes, State]:
+def _read_hugging_face(path: Path, check: Check) -> tuple[Sizes, State]:
     config = _json(path / "config.json")
     if config.get("model_type") != "whisper":
         raise BaseModelError(
@@ -160,6 +178,7 @@ def _read_hugging_face(path: Path) -> tuple[Sizes, State]:
     sizes = checked(
         path / "config.json", {k: config.get(theirs) for k, theirs in keys.items()}
     )
+    check(sizes)
     state: State = {}
     for key, tensor in _safetensors(path).items():
         key = key.removeprefix("model.")

@@ -27,6 +27,11 @@ def openai_whisper() -> ModuleType:
     return module
 
 
+def whole(sizes: Sizes) -> torch.nn.ModuleDict:
+    """Encoder and decoder under the names that they have in openai-whisper's model."""
+    return torch.nn.ModuleDict({"encoder": encoder(sizes), "decoder": decoder(sizes)})
+
+
 def encoder(sizes: Sizes) -> torch.nn.Module:
     """An encoder of openai-whisper's, with random weights."""
     return _part("AudioEncoder", sizes, "n_mels", "audio")
