@@ -46,7 +46,7 @@ option pretrained_model "" "the backbone: debian_voices (default), whisper:base,
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
-option variant "" "instead: one of conf/variants.yaml, e.g. hra_long"
+option variant "" "instead: one of variants.yaml, e.g. hra_long (Whisper: conf/whisper)"
 option asr_args "" "more options for the adaptation, e.g. \"--max_epoch 5\""
 option asr_tag "" "name of the adaptation's folder (default: made of the above)"
 option inference_config "" "decoding (default: conf/decode_greedy.yaml)"
@@ -225,10 +225,6 @@ if [ "${method}" = none ]; then
         fi
     done
 elif [ -n "${variant}" ]; then
-    if [ "${configs}" = conf/whisper ]; then
-        usage_error "--variant is of models with a CTC: name a configuration for" \
-            "Whisper with --asr_config, like conf/whisper/train_hra.yaml"
-    fi
     if [ -n "${asr_config}" ]; then
         usage_error "--variant and --asr_config both name the adaptation: give one"
     fi
@@ -281,7 +277,11 @@ expdir=$(find_path "${expdir}")
 work=${expdir:-exp}/${name}
 if [ -n "${variant}" ]; then
     asr_config=${work}/conf/train_${variant//[^A-Za-z0-9._-]/_}.yaml
-    "${python_words[@]}" local/variant.py --conf conf --name "${variant}" \
+    variants=conf
+    if [ "${configs}" = conf/whisper ]; then
+        variants=conf/whisper
+    fi
+    "${python_words[@]}" local/variant.py --conf "${variants}" --name "${variant}" \
         --out "${asr_config}" || exit 2
 fi
 if [ "${method}" != none ]; then
@@ -1030,11 +1030,8 @@ what_next() {
         echo "    ${again} --method hra"
         return
     fi
-    if [ "${configs}" = conf/whisper ]; then
-        return
-    fi
     echo "  Train longer; compare with another adapter"
-    if grep -qs "^${method}_long:" conf/variants.yaml; then
+    if [ "${configs}" = conf ] && grep -qs "^${method}_long:" conf/variants.yaml; then
         echo "    ${again} --variant ${method}_long"
     else
         echo "    ${again} --asr_args '--max_epoch 50'"
