@@ -17,7 +17,7 @@ import torch
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.checks import check_choice, check_size
 from espnet_hra.methods.substitution import REENTRANT, Change
-from espnet_hra.tasks.bank import Initialise, TaskBank, zeros
+from espnet_hra.tasks.bank import ALL, Initialise, OneForAll, TaskBank, zeros
 from espnet_hra.tasks.layout import Section, Tensors
 
 
@@ -164,6 +164,8 @@ class Adapter(torch.nn.Module):
 
     Attributes:
         heads: The parameters of the tasks.
+        common: What they would have, once for all of them (``one_for_all: true``);
+            they then have nothing. None otherwise.
         mixes: Whether one pass can serve utterances of several tasks. Where it is
             False, the encoder runs a mixed batch task by task.
         quantizes: Whether tasks work on a backbone with quantised weights: where they
@@ -190,6 +192,7 @@ class Adapter(torch.nn.Module):
         super().__init__()
         self.own_config = dict(config)
         self.heads = TaskBank(shapes, initialise)
+        self.common: OneForAll | None = None
         self.ctc: OwnProjection | None = None
         self.backbone_dropout = False
         self.keys: dict[str, Any] = {}
@@ -205,6 +208,7 @@ class Adapter(torch.nn.Module):
         new_tokens: Sequence[str] | None = None,
         backbone_dropout: bool = False,
         decoder: bool = False,
+        one_for_all: bool = False,
     ) -> None:
         """Set what every method can be asked for. Once, before there are tasks.
 
@@ -219,10 +223,15 @@ class Adapter(torch.nn.Module):
                 that its configuration names. What is frozen cannot overfit; without
                 dropout, training is faster as well.
             decoder: Whether the layers of the attention decoder are adapted as well.
+            one_for_all: Whether all tasks share what each would have for itself: the
+                control that shows what tasks of their own bring.
 
         Raises:
             ConfigError: A value is not possible.
         """
+        check_choice("one_for_all", one_for_all, (False, True))
+        if one_for_all:
+            self._share_all(regime)
         # Optimizers count parameters in this order: what is shared, then the tasks.
         self._modules["heads"] = self._modules.pop("heads")
         check_choice("ctc", ctc, ("frozen", "task"))
@@ -240,7 +249,7 @@ class Adapter(torch.nn.Module):
                 "model, give vocab_size"
             )
         check_size("vocab_size", vocab_size)
-        section = self.heads.extend(
+        section = self._extend(
             {"ctc.weight": (vocab_size, self.width), "ctc.bias": (vocab_size,)}
         )
         self.ctc = OwnProjection(section, vocab_size, list(new_tokens or ()))
@@ -259,22 +268,51 @@ class Adapter(torch.nn.Module):
         method: Callable[..., Adapter] = type(self)
         part = method(backbone, **self.keys)
         part.follow(self)
-        names, like = self.heads.own, next(self.parameters(), torch.empty(0))
-        for name in names:
-            self.heads.remove(name)
         shapes = part.heads.layout.shapes
-        section = self.heads.extend(
+        section = self._extend(
             {f"{_IN_DECODER}{name}": shape for name, shape in shapes.items()},
             functools.partial(_initialise_part, part._initialise),
         )
-        self.decoder = DecoderPart(part, self.heads, section)
+        self.decoder = DecoderPart(part, self.bank, section)
+
+    def _share_all(self, regime: str) -> None:
+        """Make one vector of what tasks would have, and leave them nothing."""
+        if regime == "new_task":
+            raise ConfigError(
+                "adapter_conf: one_for_all: true leaves a task nothing of its own, and "
+                "regime: new_task freezes what is shared: take one of the two"
+            )
+        shapes = self.heads.layout.shapes
+        self.common = OneForAll(shapes, self._initialise)
+        self.common.add(ALL, torch.empty(0))
+        self.heads = TaskBank({})
+
+    def _extend(
+        self, shapes: Mapping[str, Sequence[int]], initialise: Initialise = zeros
+    ) -> Section:
+        """Give tasks further tensors; those that exist are made anew."""
+        names, like = self.bank.own, next(self.parameters(), torch.empty(0))
         for name in names:
-            self.heads.add(name, like.detach())
+            self.bank.remove(name)
+        section = self.bank.extend(shapes, initialise)
+        for name in names:
+            self.bank.add(name, like.detach())
+        return section
+
+    @property
+    def bank(self) -> TaskBank:
+        """Where the tensors of a pass come from."""
+        return self.heads if self.common is None else self.common
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks."""
         return self.heads.names
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether one pass serves utterances of several tasks, see :attr:`mixes`."""
+        return self.mixes or self.common is not None
 
     @property
     def width(self) -> int:
@@ -291,6 +329,8 @@ class Adapter(torch.nn.Module):
                 config["new_tokens"] = self.ctc.new_tokens
         if self.adapts_decoder:
             config["decoder"] = True
+        if self.common is not None:
+            config["one_for_all"] = True
         return config
 
     # ------------------------------------------------------------ what a method says
@@ -374,8 +414,8 @@ class Adapter(torch.nn.Module):
     def espnet_initialization_fn(self) -> None:
         """ESPnet's ``--init`` rewrites every matrix; a new task must stay neutral."""
         self.reset_shared()
-        for name in self.heads.own:
-            self.heads.initialise(self.heads.vector(name))
+        for name in self.bank.own:
+            self.bank.initialise(self.bank.vector(name))
 
     # -------------------------------------------------------------------- computation
 
@@ -396,7 +436,7 @@ class Adapter(torch.nn.Module):
         return {} if self.mixes else self.changes(self._own_tensors([name], None))
 
     def _own_tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
-        return self.heads.gather(names, dtype, self.heads.layout.sections[0])
+        return self.bank.gather(names, dtype, self.bank.layout.sections[0])
 
     def projection(self, names: Sequence[str], dtype: torch.dtype) -> Tensors:
         """What tasks add to the CTC projection: `weight` (v, d) and `bias` (v).
@@ -407,7 +447,7 @@ class Adapter(torch.nn.Module):
             dtype: Type to compute in.
         """
         assert self.ctc is not None, "asked for with ctc: task only"
-        tensors = self.heads.gather(names, dtype, self.ctc.section)
+        tensors = self.bank.gather(names, dtype, self.ctc.section)
         return {name.removeprefix("ctc."): t for name, t in tensors.items()}
 
     # --------------------------------------------------------------------- arithmetic
@@ -417,7 +457,10 @@ class Adapter(torch.nn.Module):
         shared, per_task = self.count()
         if self.decoder is not None:
             per_task += self.decoder.method.count()[1]
-        return {"shared": shared, "per_task": per_task + sum(self._projection_counts())}
+        per_task += sum(self._projection_counts())
+        if self.common is not None:
+            shared, per_task = shared + per_task, 0
+        return {"shared": shared, "per_task": per_task}
 
     def macs(self) -> int:
         """Multiply-accumulates that the adapter adds per encoder frame.
