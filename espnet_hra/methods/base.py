@@ -15,7 +15,13 @@ from typing import Any, Self
 import torch
 
 from espnet_hra.errors import ConfigError
-from espnet_hra.methods.checks import check_choice, check_size
+from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
+from espnet_hra.methods.parts import (
+    DecoderPart,
+    OwnProjection,
+    in_decoder,
+    initialise_part,
+)
 from espnet_hra.methods.substitution import REENTRANT, Change
 from espnet_hra.tasks.bank import ALL, Initialise, OneForAll, TaskBank, zeros
 from espnet_hra.tasks.layout import Section, Tensors
@@ -90,65 +96,6 @@ class OnePass:
         self.ended = True
 
 
-@dataclass
-class OwnProjection:
-    """The CTC projection that every task has for itself (``ctc: task``).
-
-    Attributes:
-        section: Where it lies in a task's vector.
-        vocab_size: Number of tokens.
-        new_tokens: Those that the backbone does not have.
-        attached: Whether a model's CTC asks for it.
-    """
-
-    section: Section
-    vocab_size: int
-    new_tokens: list[str]
-    attached: bool = False
-
-
-@dataclass
-class DecoderPart:
-    """The method on the layers of the attention decoder (``decoder: true``).
-
-    Attributes:
-        method: The same method with the same keys, built on the decoder. Its tasks are
-            those of the encoder's, whose vectors hold the tensors for both.
-        heads: These vectors.
-        section: Where in them the decoder's tensors lie.
-    """
-
-    method: "Adapter"
-    heads: TaskBank
-    section: Section
-
-    def begin(self, names: Sequence[str], dtype: torch.dtype | None) -> OnePass:
-        """Start a pass over the decoder's layers, see :meth:`Adapter.begin`."""
-        return self.method.after_layers(self._tensors(names, dtype))
-
-    def changes_for(self, name: str) -> Mapping[str, Change]:
-        """What a pass with this task changes within the decoder, by dotted path."""
-        if self.method.mixes:
-            return {}
-        return self.method.changes(self._tensors([name], None))
-
-    def _tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
-        return _own_names(self.heads.gather(names, dtype, self.section))
-
-
-#: What the names of the decoder's tensors begin with in a task's vector.
-_IN_DECODER = "decoder."
-
-
-def _own_names(tensors: Tensors) -> Tensors:
-    """The decoder's tensors by the names that the method gives them."""
-    return {name.removeprefix(_IN_DECODER): t for name, t in tensors.items()}
-
-
-def _initialise_part(initialise: Initialise, tensors: Tensors) -> None:
-    initialise(_own_names(tensors))
-
-
 class Adapter(torch.nn.Module):
     """A method: a module that lives at ``encoder.adapter``.
 
@@ -177,6 +124,7 @@ class Adapter(torch.nn.Module):
         decoder: The method on these layers, once the decoder is there.
         backbone_dropout: Whether the frozen backbone drops out while tasks are
             trained.
+        shared_rate: See :meth:`configure` and :mod:`espnet_hra.encoder.rates`.
     """
 
     mixes = True
@@ -198,6 +146,7 @@ class Adapter(torch.nn.Module):
         self.keys: dict[str, Any] = {}
         self.adapts_decoder = False
         self.decoder: DecoderPart | None = None
+        self.shared_rate = 1.0
         self._initialise = initialise
 
     def configure(
@@ -209,6 +158,7 @@ class Adapter(torch.nn.Module):
         backbone_dropout: bool = False,
         decoder: bool = False,
         one_for_all: bool = False,
+        shared_rate: float = 1.0,
     ) -> None:
         """Set what every method can be asked for. Once, before there are tasks.
 
@@ -225,11 +175,16 @@ class Adapter(torch.nn.Module):
             decoder: Whether the layers of the attention decoder are adapted as well.
             one_for_all: Whether all tasks share what each would have for itself: the
                 control that shows what tasks of their own bring.
+            shared_rate: What is shared beside (a controller, a head or matrices that
+                all tasks have) learns at this multiple of the optimizer's rate.
 
         Raises:
             ConfigError: A value is not possible.
         """
         check_choice("one_for_all", one_for_all, (False, True))
+        positive = is_number(shared_rate) and shared_rate > 0
+        check_number("shared_rate", shared_rate, positive, "above 0")
+        self.shared_rate = float(shared_rate)
         if one_for_all:
             self._share_all(regime)
         # Optimizers count parameters in this order: what is shared, then the tasks.
@@ -270,8 +225,8 @@ class Adapter(torch.nn.Module):
         part.follow(self)
         shapes = part.heads.layout.shapes
         section = self._extend(
-            {f"{_IN_DECODER}{name}": shape for name, shape in shapes.items()},
-            functools.partial(_initialise_part, part._initialise),
+            in_decoder(shapes),
+            functools.partial(initialise_part, part._initialise),
         )
         self.decoder = DecoderPart(part, self.bank, section)
 
@@ -368,6 +323,10 @@ class Adapter(torch.nn.Module):
             ConfigError: They cannot share it.
         """
 
+    def rates(self) -> Mapping[str, float]:
+        """Tensors of a task that learn at another rate, as multiples of it, by name."""
+        return {}
+
     def reset_shared(self) -> None:
         """Initialise what all tasks share."""
 
@@ -416,6 +375,13 @@ class Adapter(torch.nn.Module):
         self.reset_shared()
         for name in self.bank.own:
             self.bank.initialise(self.bank.vector(name))
+
+    def all_rates(self) -> dict[str, float]:
+        """As :meth:`rates`, with the tensors for the decoder."""
+        rates = dict(self.rates())
+        if self.decoder is not None:
+            rates.update(in_decoder(self.decoder.method.rates()))
+        return rates
 
     # -------------------------------------------------------------------- computation
 

@@ -39,6 +39,8 @@ class LoRA(Adapter):
         dropout: Of the input of A, while training.
         rslora: Whether the changes are multiplied by alpha / sqrt(r) instead.
         dora: Whether a task has the lengths of the rows for itself.
+        loraplus_lr_ratio: B learns at this multiple of A's rate (LoRA+, arXiv
+            2402.12354; PEFT's name).
 
     Raises:
         ConfigError: A value is not possible, or PEFT is not installed.
@@ -55,6 +57,7 @@ class LoRA(Adapter):
         dropout: float = 0.0,
         rslora: bool = False,
         dora: bool = False,
+        loraplus_lr_ratio: float = 1.0,
     ):
         check_size("rank", rank)
         above = is_number(alpha) and alpha > 0
@@ -63,6 +66,8 @@ class LoRA(Adapter):
         check_number("dropout", dropout, share, "at least 0 and below 1")
         check_choice("rslora", rslora, (False, True))
         check_choice("dora", dora, (False, True))
+        above = is_number(loraplus_lr_ratio) and loraplus_lr_ratio > 0
+        check_number("loraplus_lr_ratio", loraplus_lr_ratio, above, "above 0")
         found = _find(backbone, matrices)
         self._shapes = {path: tuple(m.weight.shape) for path, m in found.items()}
         shapes: dict[str, Sequence[int]] = {}
@@ -83,6 +88,7 @@ class LoRA(Adapter):
             if value:  # so that files from before there was the key still fit
                 config[key] = value
         super().__init__(config, shapes, _initialise)
+        self._ratio = float(loraplus_lr_ratio)
         self.quantizes = not dora  # which reads the lengths of the weights' rows
         self._layers = {
             (m.in_features, m.out_features): _peft_layer(
@@ -130,6 +136,11 @@ class LoRA(Adapter):
             lengths = torch.linalg.norm(linear.weight, dim=1) + m
             changes["lora_magnitude_vector.default.weight"] = lambda _: lengths
         return changed(self._layers[linear.in_features, linear.out_features], changes)
+
+    def rates(self) -> Mapping[str, float]:
+        if self._ratio == 1.0:
+            return {}
+        return {f"{path}.B": self._ratio for path in self._shapes}
 
     def count(self) -> tuple[int, int]:
         lengths = sum(o for o, _ in self._shapes.values())
