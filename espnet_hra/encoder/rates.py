@@ -18,7 +18,7 @@ from espnet_hra.methods.base import Adapter
 
 def differ(adapter: Adapter) -> bool:
     """Whether any part of an adapter has a rate of its own."""
-    return adapter.shared_rate != 1.0 or bool(adapter.all_rates())
+    return bool(adapter.all_rates() or adapter.shared_rate != 1.0)
 
 
 def apply(optimizer: torch.optim.Optimizer, encoder: AdaptedEncoder) -> None:
@@ -61,11 +61,8 @@ class _Scaling:
     def _rates(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Parameters and the rates of their values."""
         adapter, own = self._adapter, self._adapter.all_rates()
-        if adapter.shared_rate != 1.0:
-            rate = torch.tensor(adapter.shared_rate)
-            for name, p in adapter.shared_parameters().items():
-                if not name.startswith("common."):
-                    yield p, rate
+        for name, rate in adapter.shared_rates().items():
+            yield adapter.get_parameter(name), rate
         if own:
             bank = adapter.bank
             rates = torch.ones(bank.size)

@@ -221,8 +221,10 @@ class Adapter(torch.nn.Module):
             ConfigError: The method cannot adapt it.
         """
         method: Callable[..., Adapter] = type(self)
-        part = method(backbone, **self.keys)
+        regime, part = self.regime, method(backbone, **self.keys)
         part.follow(self)
+        self.regime = regime  # of what the decoder has added to the shared, too
+        self._modules["heads"] = self._modules.pop("heads")  # the last, as before
         shapes = part.heads.layout.shapes
         section = self._extend(
             in_decoder(shapes),
@@ -326,6 +328,14 @@ class Adapter(torch.nn.Module):
     def rates(self) -> Mapping[str, float]:
         """Tensors of a task that learn at another rate, as multiples of it, by name."""
         return {}
+
+    def shared_rates(self) -> Mapping[str, torch.Tensor]:
+        """The same for what is shared: a number, or one for each of its values."""
+        if self.shared_rate == 1.0:
+            return {}
+        rate = torch.tensor(self.shared_rate)
+        names = self.shared_parameters()
+        return {name: rate for name in names if not name.startswith("common.")}
 
     def reset_shared(self) -> None:
         """Initialise what all tasks share."""
