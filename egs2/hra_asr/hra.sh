@@ -39,7 +39,7 @@ option python python3 "the Python with ESPnet"
 option corpus debian_voices "debian_voices, mini_an4, a corpus of db.sh, or a folder"
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
 option clean_text "" "fit texts to the tokens: auto (default for your data) or none"
-option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
+option method "" "hra, residual, lora, lily, road, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
 option pretrained_model "" "the backbone: debian_voices (default), whisper:base, ESPnet pack, folder or tag"
@@ -75,7 +75,7 @@ for number in ${skip_stages}; do
     fi
 done
 
-methods="hra residual lora bitfit full none"
+methods="hra residual lora lily road bitfit full none"
 if [ -n "${method}" ] && [[ " ${methods} " != *" ${method} "* ]]; then
     usage_error "there is no method '${method}'; there are: ${methods}"
 fi
