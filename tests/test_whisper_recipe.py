@@ -94,11 +94,13 @@ def test_decoded_texts_lose_what_the_transcripts_do_not_have(tmp_path):
     assert (tmp_path / "text").read_text() == "u press 1 that's all\nv\nw été\n"
 
 
-def test_methods_without_a_configuration_for_whisper_are_refused():
-    done = run("--pretrained_model", "whisper:base", "--method", "lora")
-    assert done.returncode and "there is no conf/whisper/train_lora.yaml" in done.stderr
-    done = run("--pretrained_model", "whisper:base", "--variant", "hra_long")
-    assert done.returncode and "name a configuration for Whisper" in done.stderr
+def test_variants_for_whisper_are_those_of_its_folder(tmp_path):
+    options = ["--pretrained_model", "whisper:base", "--python", sys.executable]
+    options += ["--expdir", tmp_path]
+    done = run(*options, "--variant", "hra_ffn_c1024")  # of the models with a CTC
+    assert done.returncode
+    assert "neither conf/whisper/train_hra_ffn_c1024.yaml nor a variant" in done.stderr
+    assert "full_one" in done.stderr  # what there is
 
 
 def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
