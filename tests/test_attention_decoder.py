@@ -340,3 +340,22 @@ def test_a_pack_and_a_new_task_hold_the_decoder_too(exp, an4, tmp_path):
     after = torch.load(later / "latest.pth", weights_only=True)
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved == {f"encoder.adapter.heads.{name}" for name in ("female", "male")}
+
+
+@pytest.mark.parametrize(
+    "method, conf", [("hra", {"shared_head": True}), ("lora", {"shared_rank": 2})]
+)
+def test_a_new_task_freezes_what_is_shared_of_the_decoder_too(method, conf):
+    if method == "lora":
+        pytest.importorskip("peft")
+    for regime in ("joint", "new_task"):
+        model = made(method, regime=regime, **conf)
+        adapter = model.encoder.adapter
+        assert adapter.regime == regime
+        shared = adapter.shared_parameters()
+        assert any("of_decoder" in name for name in shared)
+        learn = {p.requires_grad for p in shared.values()}
+        assert learn == {regime == "joint"}
+        formula = adapter.formula()
+        assert formula["shared"] == sum(p.numel() for p in shared.values())
+        assert list(dict(adapter.named_children()))[-1] == "heads"

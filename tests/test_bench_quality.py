@@ -289,7 +289,9 @@ def test_a_file_with_another_rate_than_the_best_is_named(tmp_path):
 
 def test_what_may_be_better_than_it_looks_is_named(tmp_path):
     inside = rows(
-        ("rates", "0.003", 1, 40.0), ("rates", "0.006", 1, 38.0), ("rates", "0.01", 1, 39)
+        ("rates", "0.003", 1, 40.0),
+        ("rates", "0.006", 1, 38.0),
+        ("rates", "0.01", 1, 39),
     )
     flat = rows(("lengths", "1", 1, 30.0), ("lengths", "3", 1, 25.0))
     flat += rows(("lengths", "9", 1, 24.8))

@@ -138,7 +138,9 @@ def test_weights_made_anew_are_neutral(method):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="one_for_all: 'yes'"):
         adapted_encoder("conformer", ["a"], one_for_all="yes")
-    with pytest.raises(ConfigError, match="one_for_all: true leaves .*new_task freezes"):
+    with pytest.raises(
+        ConfigError, match="one_for_all: true leaves .*new_task freezes"
+    ):
         adapted_encoder("conformer", ["a"], one_for_all=True, regime="new_task")
     one = adapted_encoder("conformer", ["a"], one_for_all=True)
     with pytest.raises(ConfigError, match="one_for_all: true cannot be exported"):

@@ -1,4 +1,4 @@
-"""Every configuration for Whisper, on a toy of it and against the sizes that it names."""
+"""Every configuration for Whisper, on a toy and against the sizes that it names."""
 
 import re
 

@@ -12,8 +12,9 @@ the recipe, so that any row can be made alone: ``--only`` its name. In this orde
 
 The rates that are found stand in the configurations: this program says where one has
 another, and changes none. It also says where the best rate is the last of its grid, or
-where the longest training was still the best. A run on some of the tasks has the updates of a
-full one, with batches that are smaller in proportion: a task hears as much.
+where the longest training was still the best. A run on some of the tasks has the
+updates of a full one, with batches that are smaller in proportion: a task hears as
+much.
 
 What is done is not done again: it has left its rows in ``dev.tsv`` or ``results.tsv``.
 

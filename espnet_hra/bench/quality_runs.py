@@ -233,7 +233,11 @@ class Comparison:
             )
             if whisper:
                 self._program(
-                    *("local/fold_decoded.py", "--like", str(dump / KNOWN_SET / "text")),
+                    *(
+                        "local/fold_decoded.py",
+                        "--like",
+                        str(dump / KNOWN_SET / "text"),
+                    ),
                     f"{decoded}/1best_recog/text",
                 )
             self._score(

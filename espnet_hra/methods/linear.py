@@ -12,9 +12,7 @@ from espnet_hra.methods.base import Backbone
 ALL_LINEAR = "all"
 
 
-def find(
-    backbone: Backbone, wanted: str | Sequence[str]
-) -> dict[str, torch.nn.Linear]:
+def find(backbone: Backbone, wanted: str | Sequence[str]) -> dict[str, torch.nn.Linear]:
     """The linear modules that are meant, by their path in the encoder.
 
     Raises:

@@ -26,7 +26,6 @@ from espnet_hra.methods.tensors import affine, init_matrix
 from espnet_hra.tasks.bank import zeros
 from espnet_hra.tasks.layout import Tensors
 
-
 #: How layers call their feed-forward module: ESPnet's, and Whisper's.
 _FEED_FORWARD = ("feed_forward", "mlp")
 
@@ -47,7 +46,12 @@ class ResidualAdapter(Adapter):
         check_size("rank", rank)
         check_choice("placement", placement, ("after", "parallel"))
         d, layers = backbone.width, len(backbone.layers)
-        config: dict[str, Any] = {"adapter": "residual", "width": d, "layers": layers, "rank": rank}
+        config: dict[str, Any] = {
+            "adapter": "residual",
+            "width": d,
+            "layers": layers,
+            "rank": rank,
+        }
         norm = {"norm.weight": (layers, d), "norm.bias": (layers, d)}
         beside: list[str] = []
         if placement == "parallel":
@@ -73,7 +77,9 @@ class ResidualAdapter(Adapter):
     def changes(self, tensors: Tensors) -> Mapping[str, Change]:
         layers = {name: t.unbind(0) for name, t in tensors.items()}
         return {
-            path: functools.partial(_Beside, tensors={k: t[i] for k, t in layers.items()})
+            path: functools.partial(
+                _Beside, tensors={k: t[i] for k, t in layers.items()}
+            )
             for i, path in enumerate(self._beside)
         }
 

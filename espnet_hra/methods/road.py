@@ -28,8 +28,8 @@ class Road(Adapter):
 
     Args:
         backbone: The encoder.
-        group_size: Number of outputs of which the first and the second half are paired;
-            an even one.
+        group_size: Number of outputs of which the first and the second half are
+            paired; an even one.
         matrices: Names of linear modules within a layer, or how these names end;
             ``all`` for every one whose outputs are groups of this size.
 
@@ -48,8 +48,8 @@ class Road(Adapter):
         check_size("group_size", group_size)
         if group_size % 2:
             raise ConfigError(
-                f"adapter_conf: group_size: {group_size} must be even: a group's halves "
-                "are paired"
+                f"adapter_conf: group_size: {group_size} must be even: the halves of a "
+                "group are paired"
             )
         found = find(backbone, matrices)
         unfit = {p: m for p, m in found.items() if m.out_features % group_size}
