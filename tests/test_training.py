@@ -114,7 +114,7 @@ def test_a_controller_s_own_rate_reaches_the_optimizer(an4, base, tmp_path, seen
         if key.startswith("encoder.adapter.")
     }
     # AdamW's first steps are as long as its rate, 0.01.
-    assert 1e-3 < moved["heads.female"]
+    assert moved["heads.female"] > 1e-3
     assert 1e-7 < moved["controller.W"] < 1e-5
 
 
