@@ -80,13 +80,13 @@ def dev_tables(
     parts, best = [], best_rates(rows)
     by_method, open_methods = _of_part(rows, "rates"), open_ends(rows)
     if by_method:
-        first = next(iter(by_method.values()))[0]
+        one = next(iter(by_method.values()))[0]
         parts.append("## Learning rates, chosen on dev\n")
         parts.append(
-            f"{measure} (%) on the dev sets of {first.tasks} tasks at each peak rate, "
-            f"after {first.updates} updates.\n"
+            f"{measure} (%) on the dev sets of {one.tasks} tasks at each peak rate, "
+            f"after {one.updates} updates.\n"
         )
-        lines = [["method", "rate: CER", "chosen"]]
+        lines = [["method", f"rate: {measure}", "chosen"]]
         for method, own in by_method.items():
             own = sorted(own, key=lambda row: float(row.setting))
             chosen = best[method].setting
