@@ -359,3 +359,33 @@ def test_a_new_task_freezes_what_is_shared_of_the_decoder_too(method, conf):
         formula = adapter.formula()
         assert formula["shared"] == sum(p.numel() for p in shared.values())
         assert list(dict(adapter.named_children()))[-1] == "heads"
+
+
+@pytest.mark.parametrize(
+    "method, conf",
+    [
+        ("residual", {"placement": "parallel"}),
+        ("lora", {"matrices": "all", "shared_rank": 2}),
+        ("lily", {"matrices": ["linear_q", "w_1"]}),
+    ],
+    ids=["parallel", "shared", "lily"],
+)
+def test_other_places_and_what_is_shared_reach_the_decoder(method, conf):
+    if method == "lora":
+        pytest.importorskip("peft")
+    expected = decoded(made(method, **conf), None, decoder=stock_decoder())
+    assert torch.equal(decoded(made(method, **conf), "a"), expected)
+    model = trained(method, **conf)
+    mixed = decoded(model, ["a", "b", "a"])
+    assert not torch.allclose(mixed, expected, atol=1e-4)
+    for row, name in enumerate(["a", "b", "a"]):
+        n = LENGTHS[row]
+        alone = decoded(model, name, [0, row])[1]
+        torch.testing.assert_close(mixed[row, :n], alone[:n], rtol=1e-4, atol=1e-5)
+    mixed.sum().backward()
+    adapter = model.encoder.adapter
+    for name, p in adapter.shared_parameters().items():
+        if "of_decoder" in name:
+            assert p.grad.any()
+    where = adapter.decoder.section
+    assert adapter.heads.vector("a").grad[where.start :][: where.size].any()
