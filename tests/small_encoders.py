@@ -47,6 +47,8 @@ METHOD_CONFS: dict[str, dict[str, Any]] = {
     "hra": {"controller_size": C, "head_size": F},
     "residual": {"rank": RANK},
     "lora": {"rank": RANK, "alpha": 3},
+    "lily": {"rank": RANK, "stride": 2, "experts": 3},
+    "road": {"group_size": 4},
     "bitfit": {},
     "full": {},
     "none": {},
@@ -91,7 +93,7 @@ def adapt(
     **adapter_conf: Any,
 ) -> AdaptedEncoder:
     """The adapted counterpart, with the stock encoder's checkpoint loaded."""
-    if adapter == "lora":  # PEFT is an extra
+    if adapter in ("lora", "road"):  # PEFT is an extra
         pytest.importorskip("peft")
     adapter_conf = {**METHOD_CONFS.get(adapter, {}), **adapter_conf}
     torch.manual_seed(7)

@@ -201,7 +201,8 @@ def test_the_arithmetic_counts_the_decoder_too(method):
     adapter = made(method, **conf).encoder.adapter
     shared = sum(p.numel() for p in adapter.shared_parameters().values())
     assert adapter.formula() == {"shared": shared, "per_task": adapter.heads.size}
-    assert (adapter.decoder_macs() > 0) == (method in ("hra", "residual", "lora"))
+    # What changes weights only adds none.
+    assert (adapter.decoder_macs() > 0) == (method not in ("bitfit", "full", "none"))
 
 
 def test_dropout_of_the_frozen_decoder_follows_the_key():
@@ -340,3 +341,52 @@ def test_a_pack_and_a_new_task_hold_the_decoder_too(exp, an4, tmp_path):
     after = torch.load(later / "latest.pth", weights_only=True)
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved == {f"encoder.adapter.heads.{name}" for name in ("female", "male")}
+
+
+@pytest.mark.parametrize(
+    "method, conf", [("hra", {"shared_head": True}), ("lora", {"shared_rank": 2})]
+)
+def test_a_new_task_freezes_what_is_shared_of_the_decoder_too(method, conf):
+    if method == "lora":
+        pytest.importorskip("peft")
+    for regime in ("joint", "new_task"):
+        model = made(method, regime=regime, **conf)
+        adapter = model.encoder.adapter
+        assert adapter.regime == regime
+        shared = adapter.shared_parameters()
+        assert any("of_decoder" in name for name in shared)
+        learn = {p.requires_grad for p in shared.values()}
+        assert learn == {regime == "joint"}
+        formula = adapter.formula()
+        assert formula["shared"] == sum(p.numel() for p in shared.values())
+        assert list(dict(adapter.named_children()))[-1] == "heads"
+
+
+@pytest.mark.parametrize(
+    "method, conf",
+    [
+        ("residual", {"placement": "parallel"}),
+        ("lora", {"matrices": "all", "shared_rank": 2}),
+        ("lily", {"matrices": ["linear_q", "w_1"]}),
+    ],
+    ids=["parallel", "shared", "lily"],
+)
+def test_other_places_and_what_is_shared_reach_the_decoder(method, conf):
+    if method == "lora":
+        pytest.importorskip("peft")
+    expected = decoded(made(method, **conf), None, decoder=stock_decoder())
+    assert torch.equal(decoded(made(method, **conf), "a"), expected)
+    model = trained(method, **conf)
+    mixed = decoded(model, ["a", "b", "a"])
+    assert not torch.allclose(mixed, expected, atol=1e-4)
+    for row, name in enumerate(["a", "b", "a"]):
+        n = LENGTHS[row]
+        alone = decoded(model, name, [0, row])[1]
+        torch.testing.assert_close(mixed[row, :n], alone[:n], rtol=1e-4, atol=1e-5)
+    mixed.sum().backward()
+    adapter = model.encoder.adapter
+    for name, p in adapter.shared_parameters().items():
+        if "of_decoder" in name:
+            assert p.grad.any()
+    where = adapter.decoder.section
+    assert adapter.heads.vector("a").grad[where.start :][: where.size].any()

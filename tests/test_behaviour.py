@@ -54,6 +54,8 @@ VARIANTS = {
     "hra-low-rank": {"head": "low_rank"},
     "hra-shared-head": {"shared_head": True, "output_scale": "layer"},
     "lora-all-dora": {"adapter": "lora", "matrices": "all", "dora": True},
+    "lora-shared": {"adapter": "lora", "shared_rank": 3},
+    "residual-parallel": {"adapter": "residual", "placement": "parallel"},
     "hra-layers": {"layer_bias": True, "output_scale": "channel"},
 }
 METHOD_NAMES = (*METHOD_CONFS, "toy")

@@ -5,18 +5,26 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from espnet_hra import cli
 from espnet_hra.bench import quality
-from espnet_hra.bench.quality_page import dev_tables, hours
-from espnet_hra.bench.quality_plan import BenchError, DevRow, label_of, with_rate
+from espnet_hra.bench.quality_page import dev_tables, hours, open_ends
+from espnet_hra.bench.quality_plan import (
+    BenchError,
+    DevRow,
+    best_on_dev,
+    label_of,
+    with_length,
+    with_rate,
+)
 from espnet_hra.bench.quality_runs import Comparison
 from espnet_hra.encoder.layers import find_layers
 from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.base import open_base
 from espnet_hra.files.tables import read_table, write_table
-from espnet_hra.files.variants import changed, read_config
+from espnet_hra.files.variants import changed, longer, read_config
 from espnet_hra.methods import build_adapter
 from espnet_hra.report.results import Row
 
@@ -25,7 +33,7 @@ CONF = ROOT / "conf"
 RECIPE = ROOT / "egs2" / "hra_asr"
 PLAN = yaml.safe_load((CONF / "quality.yaml").read_text())
 VARIANTS = (CONF / "variants.yaml").read_text()
-FILES = ("hra", "residual_r10", "lora_r6", "bitfit", "full")
+FILES = ("hra", "residual_r10", "lora_r6", "lily", "road", "bitfit", "full")
 NAMES = (*FILES, *yaml.safe_load(VARIANTS))
 
 
@@ -139,6 +147,53 @@ def test_variants_that_cannot_be_are_refused(text, message, tmp_path):
         read_config(tmp_path, "b")
 
 
+def test_a_longer_training_has_the_same_schedule_drawn_out(tmp_path):
+    config, drawn = config_of("hra"), config_of("hra_x3")
+    assert drawn.pop("max_epoch") == 3 * config.pop("max_epoch")
+    steps = [c["scheduler_conf"].pop("warmup_steps_list") for c in (config, drawn)]
+    assert steps[0] == [0, 40, 150, 300, 1000000]
+    assert steps[1] == [0, 120, 450, 900, 1000000]
+    assert drawn == config
+    words = with_length(config_of("hra"), 3)
+    assert words[:2] == ["--max_epoch", "9"]
+    assert words[3] == "warmup_steps_list=[0,120,450,900,1000000]"
+    assert config_of("hra_c64_x2")["max_epoch"] == 6  # of a variant
+    (tmp_path / "train_a.yaml").write_text("optim: adam\n")
+    with pytest.raises(ConfigError, match="max_epoch: None: .* 2 times as long"):
+        read_config(tmp_path, "a_x2")
+    with pytest.raises(ConfigError, match="b: there is neither"):
+        read_config(tmp_path, "b_x2")
+    with pytest.raises(ConfigError, match="a_x0: there is neither"):
+        read_config(tmp_path, "a_x0")
+    assert longer({"max_epoch": 2}, 4) == {"max_epoch": 8}
+
+
+@pytest.mark.parametrize("name", ["quality_whisper", "quality_speakers"])
+def test_the_plans_for_whisper_are_fair(name):
+    plan = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    comparison = Comparison(RECIPE, plan, [], ROOT / "exp")
+    assert comparison.conf == "conf/whisper" and comparison.measure != "CER"
+    compared = {config.removesuffix("_x3") for config in plan["runs"]}
+    for config, rates in plan["rates"].items():
+        assert len(rates) >= 4 and rates == sorted(rates)
+        # What the file has is within the grid, so that it can be the best of it.
+        assert rates[0] < comparison.configs[config]["optim_conf"]["lr"] < rates[-1]
+        assert config in compared
+    methods = {comparison.configs[c]["encoder_conf"]["adapter"] for c in plan["runs"]}
+    rated = {comparison.configs[c]["encoder_conf"]["adapter"] for c in plan["rates"]}
+    assert methods == rated
+    assert all(lengths == [1, 3, 9] for lengths in plan["lengths"].values())
+    # Both lengths of the headline rows, three seeds where rows are compared.
+    for config in ("hra", "residual", "lora", "full_one"):
+        for row in (config, f"{config}_x3"):
+            assert plan["runs"][row] == [1, 2, 3]
+    parts = ["rates", "lengths", "choices", "runs"]
+    steps = comparison.steps(parts)
+    names = [(step.part, step.text) for step in steps]
+    assert len(set(names)) == len(names)
+    assert len(comparison.steps(["lengths"])) == 3 * len(plan["lengths"])
+
+
 def test_rivals_have_no_fewer_parameters_than_hra_beside_them(backbone):
     pytest.importorskip("peft")
 
@@ -232,6 +287,58 @@ def test_a_file_with_another_rate_than_the_best_is_named(tmp_path):
     assert f"|{own:g}|" in dev_tables(best, {})
 
 
+def test_what_may_be_better_than_it_looks_is_named(tmp_path):
+    inside = rows(
+        ("rates", "0.003", 1, 40.0),
+        ("rates", "0.006", 1, 38.0),
+        ("rates", "0.01", 1, 39),
+    )
+    flat = rows(("lengths", "1", 1, 30.0), ("lengths", "3", 1, 25.0))
+    flat += rows(("lengths", "9", 1, 24.8))
+    assert open_ends(inside + flat) == {}
+    assert "What is open" not in dev_tables(inside + flat, {})
+    highest = rows(("rates", "0.02", 1, 37.0))
+    assert open_ends(inside + highest) == {
+        "hra": "the best rate is the highest that was tried, 0.02"
+    }
+    lowest = rows(("rates", "0.001", 1, 37.0))
+    assert "lowest that was tried, 0.001" in open_ends(inside + lowest)["hra"]
+    falling = rows(("lengths", "1", 1, 30.0), ("lengths", "9", 1, 20.0))
+    falling += rows(("lengths", "3", 1, 25.0))
+    assert open_ends(falling) == {"hra": "dev still falls at 9 times the updates"}
+    text = dev_tables(highest + falling, {}, "error of tokens")
+    assert "## Lengths, judged on dev" in text and "error of tokens (%)" in text
+    assert "* `hra`: the best rate is the highest" in text and "; dev still" in text
+
+
+def test_a_model_without_a_ctc_is_judged_by_its_tokens(tmp_path):
+    def saved(*looks):
+        stats = {
+            i: {"valid": look, "train": {"total_count": 80 * i}}
+            for i, look in enumerate(looks, 1)
+        }
+        path = tmp_path / "checkpoint.pth"
+        torch.save({"reporter": {"stats": stats, "epoch": len(looks)}}, path)
+        return path
+
+    found = best_on_dev(saved({"acc": 0.75, "loss": 2.0}, {"acc": 0.5, "loss": 1.0}))
+    assert found == (25.0, 160)
+    both = {"acc": 0.9, "cer_ctc": 0.25}
+    assert best_on_dev(saved(both)) == (25.0, 80)
+    with pytest.raises(BenchError, match="no CER of a dev set"):
+        best_on_dev(saved({"loss": 1.0}))
+
+
+def test_a_number_of_tasks_is_spread_over_all(tmp_path):
+    plan = {"rates": {"hra": [0.1]}, "corpus": "c", "few_tasks": 3}
+    comparison = Comparison(RECIPE, plan, [], tmp_path)
+    (tmp_path / "c" / "dump").mkdir(parents=True)
+    (tmp_path / "c" / "dump" / "tasks").write_text("a\nb\nc\nd\ne\nf\n")
+    assert comparison._few_tasks() == ["a", "c", "e"]
+    comparison.plan["few_tasks"] = 9
+    assert comparison._few_tasks() == list("abcdef")
+
+
 def test_hours_are_those_of_training_and_decoding(tmp_path):
     times = tmp_path / "times.tsv"
     assert hours(times) == ""
@@ -268,6 +375,10 @@ def test_what_has_its_rows_is_done(tmp_path):
         ("runs: {hra: 1}", "runs: {'hra': 1}: expected CONFIG: .SEED, ...."),
         ("{few_tasks: [a], rates: {hra: [1e-3]}}", "expected CONFIG: .RATE, ...., "),
         ("rates: {hra: [0.1]}", "name the tasks for them, few_tasks"),
+        ("lengths: {hra: [3]}", "name the tasks for them, .*few_tasks: .A, B., or say"),
+        ("{few_tasks: 0}", "few_tasks: 0: expected a list of tasks, or how many"),
+        ("{few_tasks: 2, lengths: {hra: [0]}}", "expected CONFIG: .TIMES, ...., whole"),
+        ("expdir: 3", "expdir: 3: expected a folder"),
         ("{few_tasks: [a], choices: {config: hra}}", "expected config: CONFIG, seeds"),
         ("forgetting: {adapted: hra}", "expected adapted: CONFIG, full: CONFIG"),
         ("[1]", "expected keys and values"),

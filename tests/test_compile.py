@@ -149,7 +149,7 @@ def test_training_with_checkpoints_is_the_same(choice):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["residual", "lora", "bitfit"])
+@pytest.mark.parametrize("adapter", ["residual", "lora", "lily", "bitfit"])
 def test_rivals_compile_as_well(adapter):
     stock = stock_encoder("transformer")
     encoder = wrap_encoder(type(stock))(

@@ -243,6 +243,13 @@ def test_refused_models(section, change, error, message):
         get_espnet_model(TASK, {**section, **change})
 
 
+@pytest.mark.parametrize("key", ["shared_rate"])
+def test_rates_that_its_optimizers_do_not_know_are_refused(section, key):
+    section["encoder_conf"]["adapter_conf"][key] = 0.5
+    with pytest.raises(ConfigError, match=f"{key} .*ESPnet3 makes its own"):
+        get_espnet_model(TASK, section)
+
+
 def test_new_tokens_are_written_out(section):
     section["encoder_conf"]["adapter_conf"] |= {"ctc": "task", "new_tokens": "auto"}
     with pytest.raises(ConfigError, match=r"write the tokens themselves"):

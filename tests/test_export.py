@@ -140,7 +140,9 @@ CASES = [
     *({"adapter": "hra", "head": head} for head in ("linear", "ffn", "low_rank")),
     *({"adapter": "hra", "controller": c} for c in ("rnn", "ligru", "none")),
     {"adapter": "hra", "shared_head": True},
-    *({"adapter": name} for name in ("residual", "lora", "bitfit")),
+    *({"adapter": name} for name in ("residual", "lora", "lily", "road", "bitfit")),
+    {"adapter": "residual", "placement": "parallel"},
+    {"adapter": "lora", "shared_rank": 2},
 ]
 
 
@@ -158,7 +160,7 @@ def test_heads_as_an_input_are_the_tasks(conf):
             found = encoders.encode(encoder, xs, lengths, heads)
         torch.testing.assert_close(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
-    if not conf.get("shared_head"):
+    if not {"shared_head", "shared_rank"} & conf.keys():
         with torch.no_grad(), encoder.use_task(None):
             expected = encoder(xs, lengths)[0]
         zeros = encoders.encode(encoder, xs, lengths, torch.zeros_like(heads))[0]

@@ -128,6 +128,157 @@ def test_lora_and_kin_are_what_peft_computes(kind, matrices, kin):
         assert same_bits(encoder(xs, lens), injected(xs, lens))
 
 
+@pytest.mark.parametrize("kin", [{}, {"rslora": True}])
+def test_a_shared_change_and_the_task_s_are_two_of_peft_s(kin):
+    """As PEFT computes with two adapters that are active at once."""
+    import peft
+
+    more = 3
+    encoder = trained("conformer", "lora", shared_rank=more, **kin)
+    scale = 3 / (RANK**0.5 if kin else RANK)
+    stock = stock_encoder("conformer")
+    for name, rank in (("shared", more), ("task", RANK)):
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=scale * rank, target_modules=["linear_q", "linear_v"]
+        )
+        peft.inject_adapter_in_model(config, stock, adapter_name=name)
+    adapter = encoder.adapter
+    values = {
+        "shared": adapter.shared.tensors("all"),
+        "task": adapter.heads.tensors("b"),
+    }
+    state, taken = stock.state_dict(), 0
+    for key in state:
+        if ".lora_" in key:
+            path, _, rest = key.partition(".lora_")
+            letter, which, _ = rest.split(".")
+            state[key] = values[which][f"{path}.{letter}"]
+            taken += 1
+    assert taken == sum(map(len, values.values()))
+    stock.load_state_dict(state)
+    for module in stock.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.set_adapter(["shared", "task"])
+    xs, lens = batch(4)
+    with encoder.use_task("b"):
+        found = encoder(xs, lens)[0]
+    torch.testing.assert_close(found, stock(xs, lens)[0], rtol=1e-5, atol=1e-5)
+    both = LAYERS * 2 * 2 * WIDTH
+    assert adapter.formula() == {"shared": both * more, "per_task": both * RANK}
+    assert adapter.macs() == both * (more + RANK)
+
+
+def test_bottlenecks_beside_the_feed_forward_follow_their_equation():
+    stock = stock_encoder("conformer")
+    encoder = trained("conformer", "residual", placement="parallel")
+    p = encoder.adapter.heads.tensors("b")
+    assert set(p) == {"D", "d", "U", "u"}
+
+    def beside(index):
+        def hook(module, inputs, output):
+            z = (inputs[0] @ p["D"][index].T + p["d"][index]).clamp(min=0)
+            return output + z @ p["U"][index].T + p["u"][index]
+
+        return hook
+
+    for index, layer in enumerate(stock.encoders):
+        layer.feed_forward.register_forward_hook(beside(index))
+    xs, lens = batch(4)
+    with encoder.use_task("b"):
+        found = encoder(xs, lens)[0]
+    torch.testing.assert_close(found, stock(xs, lens)[0], rtol=1e-5, atol=1e-5)
+    d, r = WIDTH, RANK
+    assert encoder.adapter.formula()["per_task"] == LAYERS * (2 * d * r + r + d)
+
+
+def test_lily_shares_matrices_as_peft_does_and_mixes_them_for_each_frame():
+    import peft
+
+    names = ["linear_q", "linear_v", "w_1"]
+    encoder = trained("conformer", "lily", matrices=names, scaling=0.5)
+    stock = stock_encoder("conformer")
+    config = peft.LilyConfig(
+        r=RANK, stride_A=2, num_B=3, scaling=0.5, target_modules=names
+    )
+    peft.inject_adapter_in_model(config, stock)
+    tensors = encoder.adapter.heads.tensors("b")
+    # w_1 is in both feed-forward modules of a layer: PEFT shares them by their last
+    # name, we by the whole, so that only queries and values are compared with it.
+    taken = set()
+    for path, module in stock.named_modules():
+        if not isinstance(module, peft.tuners.lily.layer.LilyLayer):
+            continue
+        index, _, name = path.removeprefix("encoders.").partition(".")
+        if name.endswith("w_1"):
+            module.scaling["default"] = 0.0
+            continue
+        name = f"{name}.{WIDTH}x{WIDTH}"
+        for key, own in (
+            ("lily_A", f"{name}.A{int(index) // 2}"),
+            ("lily_B", f"{name}.B"),
+            ("lily_router", f"{path}.router"),
+        ):
+            value = tensors[own]
+            if key == "lily_B":  # PEFT: (experts r, outputs)
+                value = value.transpose(1, 2).reshape(-1, WIDTH)
+            getattr(module, key)["default"].weight.data = value.clone()
+            taken.add(own)
+    for name, tensor in tensors.items():
+        if ".w_1." in name and name.endswith(".B"):
+            tensor.zero_()  # a view of the task
+    assert taken == {name for name in tensors if ".w_1." not in name}
+    assert len([name for name in taken if ".A" in name]) == 2 * 2
+    xs = batch(1)[0][:, :7]  # a single frame, which PEFT's mean is
+    lens = torch.tensor([7])
+    with encoder.use_task("b"):
+        found, frames, _ = encoder(xs, lens)
+    assert frames.tolist() == [1]
+    expected = stock(xs, lens)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, stock_encoder("conformer")(xs, lens)[0])
+
+
+def test_lily_s_equation_for_many_frames():
+    from espnet_hra.methods.lily import _Mixed
+
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(5, 7)
+    a, b, router = torch.randn(2, 5), torch.randn(3, 7, 2), torch.randn(3, 2)
+    x = torch.randn(2, 4, 5)
+    found = _Mixed(linear, [a, b, router], 0.5)(x)
+    for i in range(2):
+        for t in range(4):
+            inner = a @ x[i, t]
+            p = (router @ inner).softmax(0)
+            change = sum(p[e] * (b[e] @ inner) for e in range(3))
+            expected = linear(x[i, t]) + 0.5 * change
+            torch.testing.assert_close(found[i, t], expected)
+
+
+@two_kinds
+def test_rotations_are_what_peft_computes(kind):
+    import peft
+
+    names = ["linear_q", "linear_out"]
+    encoder = trained(kind, "road", matrices=names)
+    config = peft.RoadConfig(variant="road_1", group_size=4, target_modules=names)
+    injected = peft.inject_adapter_in_model(config, stock_encoder(kind))
+    tensors = encoder.adapter.heads.tensors("b")
+    state, taken = injected.state_dict(), 0
+    for key in state:
+        path, _, rest = key.partition(".road_")
+        if rest:
+            angle = rest.startswith("theta")
+            own = tensors[f"{path}.{'theta' if angle else 'scale'}"]
+            state[key] = own if angle else 1.0 + own
+            taken += 1
+    assert taken == len(tensors) == 2 * 2 * LAYERS
+    injected.load_state_dict(state)
+    xs, lens = batch(4)
+    with encoder.use_task("b"):
+        assert same_bits(encoder(xs, lens), injected(xs, lens))
+
+
 def test_lora_drops_out_in_training_only():
     encoder = trained("conformer", "lora")
     dropping = trained("conformer", "lora", dropout=0.5)
@@ -211,7 +362,22 @@ def test_the_costs_of_rivals(kind, adapter):
     d, r = WIDTH, RANK
     sizes = {name: p.numel() for name, p in stock_encoder(kind).named_parameters()}
     layers = {name: n for name, n in sizes.items() if name.startswith("encoders.")}
+    linear = [
+        (name, tuple(module.weight.shape))
+        for name, module in stock_encoder(kind).encoders[0].named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    experts, groups = 3, 2  # of lily: groups of two of the three layers
+    rotated = sum(o for _, (o, _) in linear if o % 4 == 0) * LAYERS
     one, macs = {
+        "lily": (
+            sum(
+                groups * r * i + experts * r * o + LAYERS * experts * r
+                for _, (o, i) in linear
+            ),
+            LAYERS * sum(r * i + experts * r + experts * r * o for _, (o, i) in linear),
+        ),
+        "road": (rotated, 2 * rotated),
         "residual": (LAYERS * (2 * d * r + r + d + 2 * d), LAYERS * 2 * d * r),
         "lora": (LAYERS * 2 * 2 * d * r, LAYERS * 2 * 2 * d * r),
         "bitfit": (sum(n for name, n in layers.items() if name.endswith(".bias")), 0),
@@ -261,6 +427,20 @@ NAN, INF = float("nan"), float("inf")
         ("lora", {"dora": "yes"}, "dora: 'yes'"),
         ("lora", {"rslora": 1.5}, "rslora: 1.5"),
         ("lora", {"alpha": 0}, "alpha: 0 must be above 0"),
+        ("lora", {"shared_rank": -1}, "shared_rank: -1 must be a whole number"),
+        ("lora", {"shared_rank": 2, "dora": True}, "shared_rank goes with .*dora out"),
+        ("residual", {"placement": "before"}, "placement: 'before'.*after, parallel"),
+        ("lily", {"stride": 0}, "stride: 0 must be a whole number"),
+        ("lily", {"experts": 1.5}, "experts: 1.5"),
+        ("lily", {"scaling": 0}, "scaling: 0 must be above 0"),
+        ("lily", {"matrices": ["query"]}, "'query' is no linear module"),
+        ("road", {"group_size": 3}, "group_size: 3 must be even"),
+        ("road", {"group_size": 64}, "has .* outputs, which are no groups of 64"),
+        (
+            "road",
+            {"group_size": 16, "matrices": ["w_1"]},
+            "w_1 has 24 outputs, which are no groups of 16",
+        ),
         ("lora", {"dropout": 1}, "dropout: 1 must be"),
         ("lora", {"matrices": []}, "matrices: .* is no list"),
         ("lora", {"matrices": "linear_q"}, "matrices: 'linear_q' is no list"),
@@ -309,7 +489,7 @@ NAN, INF = float("nan"), float("inf")
     ],
 )
 def test_impossible_configurations_are_refused(adapter, conf, message):
-    if adapter == "lora":
+    if adapter in ("lora", "road"):
         pytest.importorskip("peft")
     with pytest.raises(ConfigError, match=message):
         wrap_encoder(CLASSES["conformer"])(
@@ -332,8 +512,14 @@ def test_an_adapter_conf_that_is_no_mapping_is_refused(conf):
 def test_lora_without_peft_is_refused_with_the_command_that_installs_it(monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"pip install 'espnet-hra\[lora\]'"):
-        adapted_encoder("conformer", adapter="lora")
+    for adapter in ("lora", "road"):
+        with pytest.raises(ConfigError, match=r"pip install 'espnet-hra\[lora\]'"):
+            adapted_encoder("conformer", adapter=adapter)
+
+
+def test_layers_without_a_feed_forward_module_have_nothing_beside_it():
+    with pytest.raises(ConfigError, match="layer 0 of the encoder has none; .*cgmlp"):
+        adapted_encoder("branchformer", adapter="residual", placement="parallel")
 
 
 @pytest.mark.parametrize("adapter", [a for a in RIVALS if a != "none"])

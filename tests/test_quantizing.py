@@ -20,6 +20,11 @@ ABLE = {
     "hra_decoder": ("hra", {"decoder": True}),
     "residual": ("residual", {"rank": 2}),
     "lora": ("lora", {"rank": 2, "alpha": 3}),
+    "shared": ("lora", {"rank": 2, "alpha": 3, "shared_rank": 2}),
+    "parallel": ("residual", {"rank": 2, "placement": "parallel"}),
+    "lily": ("lily", {"rank": 2}),
+    "road": ("road", {"group_size": 4}),
+    "one": ("hra", {"one_for_all": True}),
     "none": ("none", {}),
 }
 #: And those whose tasks change the weights themselves.
@@ -49,7 +54,7 @@ def models(base, tmp_path_factory):
     def get(label: str):
         if label not in made:
             adapter, conf = {**ABLE, **UNABLE}[label]
-            if adapter == "lora":
+            if adapter in ("lora", "road"):
                 pytest.importorskip("peft")
             made[label] = make_adaptation(folder / label, base, TASKS, adapter, **conf)
         return str(made[label])

@@ -24,7 +24,7 @@ def adaptation(adapter, **adapter_conf):
 @pytest.fixture(scope="module", params=LEARNING)
 def experiment(request, an4, base, tmp_path_factory) -> Path:
     """A short training of both tasks through ESPnet."""
-    if request.param == "lora":
+    if request.param in ("lora", "road"):
         pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp(request.param) / "exp"
     conf = adaptation(request.param, ctc="frozen")

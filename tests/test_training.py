@@ -103,6 +103,21 @@ def seen(monkeypatch) -> dict[str, torch.nn.Module]:
 # ---------------------------------------------------------------------- training
 
 
+def test_a_controller_s_own_rate_reaches_the_optimizer(an4, base, tmp_path, seen):
+    conf = {**ADAPTATION["encoder_conf"]}
+    conf["adapter_conf"] = {**conf["adapter_conf"], "shared_rate": 1e-4}
+    train(an4, base, tmp_path / "exp", max_epoch=2, encoder_conf=conf)
+    after = seen["model"].state_dict()
+    moved = {
+        key.removeprefix("encoder.adapter."): (after[key] - before).abs().max()
+        for key, before in seen["before"].items()
+        if key.startswith("encoder.adapter.")
+    }
+    # AdamW's first steps are as long as its rate, 0.01.
+    assert moved["heads.female"] > 1e-3
+    assert 1e-7 < moved["controller.W"] < 1e-5
+
+
 @pytest.mark.shows(encoder="conformer", objective="CTC", entrance="train")
 def test_training_moves_the_adapter_and_nothing_else(an4, base, tmp_path, seen):
     train(an4, base, tmp_path / "exp", max_epoch=2)

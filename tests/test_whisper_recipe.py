@@ -94,11 +94,13 @@ def test_decoded_texts_lose_what_the_transcripts_do_not_have(tmp_path):
     assert (tmp_path / "text").read_text() == "u press 1 that's all\nv\nw été\n"
 
 
-def test_methods_without_a_configuration_for_whisper_are_refused():
-    done = run("--pretrained_model", "whisper:base", "--method", "lora")
-    assert done.returncode and "there is no conf/whisper/train_lora.yaml" in done.stderr
-    done = run("--pretrained_model", "whisper:base", "--variant", "hra_long")
-    assert done.returncode and "name a configuration for Whisper" in done.stderr
+def test_variants_for_whisper_are_those_of_its_folder(tmp_path):
+    options = ["--pretrained_model", "whisper:base", "--python", sys.executable]
+    options += ["--expdir", tmp_path]
+    done = run(*options, "--variant", "hra_ffn_c1024")  # of the models with a CTC
+    assert done.returncode
+    assert "neither conf/whisper/train_hra_ffn_c1024.yaml nor a variant" in done.stderr
+    assert "full_one" in done.stderr  # what there is
 
 
 def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
@@ -177,3 +179,44 @@ def test_a_whole_run(tmp_path, recipe):  # noqa: F811
     assert saved["text_prefix"] == " "
     again = run(*options, script=recipe / "run.sh", env=env)
     assert again.returncode == 0 and not stages_that_ran(again)
+
+
+@pytest.mark.slow
+def test_a_comparison_on_whisper(tmp_path, recipe, capsys):  # noqa: F811
+    """The plan's parts, on a toy: judged by tokens, variants of its folder, resumed."""
+    from test_whisper_weights import TOY, dataclasses
+
+    from espnet_hra.bench import quality
+
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = whisper.Whisper(whisper.ModelDimensions(**dataclasses.asdict(TOY)))
+    torch.nn.init.normal_(model.decoder.positional_embedding)
+    path = openai(tmp_path, model.state_dict())
+    conf = recipe / "conf" / "whisper"
+    for file in conf.glob("train_*.yaml"):
+        config = yaml.safe_load(file.read_text())
+        config.update(max_epoch=1, num_iters_per_epoch=2)
+        file.write_text(yaml.safe_dump(config))
+    plan = {
+        "corpus": "mini_an4",
+        "pretrained_model": f"whisper:{path}",
+        "expdir": "exp_toy",
+        "few_tasks": 1,
+        "rates": {"lora": [0.001, 0.002]},
+        "lengths": {"full_one": [1, 2]},
+        "runs": {"lora_shared_r1_x2": [1]},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    words = ["--recipe", str(recipe), "--plan", str(tmp_path / "plan.yaml")]
+    assert quality.main([*words, "--", "--lang", "en"]) == 0
+    said = capsys.readouterr().out
+    assert "error of tokens on dev" in said
+    work = recipe / "exp_toy" / "mini_an4"
+    page = (work / "RESULTS.md").read_text()
+    assert "rate: error of tokens" in page and "## Lengths" in page
+    assert "What is open" in page  # two rates have no inside
+    rows = (work / "results.tsv").read_text()
+    assert "\nlora_shared_r1_x2\t" in rows
+    assert quality.main([*words, "--list", "--", "--lang", "en"]) == 0
+    assert "5 runs, 5 of them done" in capsys.readouterr().out

@@ -39,14 +39,14 @@ option python python3 "the Python with ESPnet"
 option corpus debian_voices "debian_voices, mini_an4, a corpus of db.sh, or a folder"
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
 option clean_text "" "fit texts to the tokens: auto (default for your data) or none"
-option method "" "hra, residual, lora, bitfit, full, none (default: asr_config's, hra)"
+option method "" "hra, residual, lora, lily, road, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
 option pretrained_model "" "the backbone: whisper:base (default), debian_voices, ESPnet pack, folder or tag"
 option train_backbone "" "train the backbone here (default: only for mini_an4)"
 option backbone_config "" "its training (default: conf/train_backbone.yaml)"
 option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
-option variant "" "instead: one of conf/variants.yaml, e.g. hra_long"
+option variant "" "instead: one of variants.yaml, e.g. hra_long (Whisper: conf/whisper)"
 option asr_args "" "more options for the adaptation, e.g. \"--max_epoch 5\""
 option asr_tag "" "name of the adaptation's folder (default: made of the above)"
 option inference_config "" "decoding (default: conf/decode_greedy.yaml)"
@@ -76,7 +76,7 @@ for number in ${skip_stages}; do
     fi
 done
 
-methods="hra residual lora bitfit full none"
+methods="hra residual lora lily road bitfit full none"
 if [ -n "${method}" ] && [[ " ${methods} " != *" ${method} "* ]]; then
     usage_error "there is no method '${method}'; there are: ${methods}"
 fi
@@ -226,10 +226,6 @@ if [ "${method}" = none ]; then
         fi
     done
 elif [ -n "${variant}" ]; then
-    if [ "${configs}" = conf/whisper ]; then
-        usage_error "--variant is of models with a CTC: name a configuration for" \
-            "Whisper with --asr_config, like conf/whisper/train_hra.yaml"
-    fi
     if [ -n "${asr_config}" ]; then
         usage_error "--variant and --asr_config both name the adaptation: give one"
     fi
@@ -282,7 +278,11 @@ expdir=$(find_path "${expdir}")
 work=${expdir:-exp}/${name}
 if [ -n "${variant}" ]; then
     asr_config=${work}/conf/train_${variant//[^A-Za-z0-9._-]/_}.yaml
-    "${python_words[@]}" local/variant.py --conf conf --name "${variant}" \
+    variants=conf
+    if [ "${configs}" = conf/whisper ]; then
+        variants=conf/whisper
+    fi
+    "${python_words[@]}" local/variant.py --conf "${variants}" --name "${variant}" \
         --out "${asr_config}" || exit 2
 fi
 if [ "${method}" != none ]; then
@@ -1059,11 +1059,8 @@ what_next() {
         echo "    ${again} --method hra"
         return
     fi
-    if [ "${configs}" = conf/whisper ]; then
-        return
-    fi
     echo "  Train longer; compare with another adapter"
-    if grep -qs "^${method}_long:" conf/variants.yaml; then
+    if [ "${configs}" = conf ] && grep -qs "^${method}_long:" conf/variants.yaml; then
         echo "    ${again} --variant ${method}_long"
     else
         echo "    ${again} --asr_args '--max_epoch 50'"

@@ -4,14 +4,17 @@ What is run stands in a plan (``conf/quality.yaml`` of the recipe). Each run is 
 the recipe, so that any row can be made alone: ``--only`` its name. In this order:
 
 1. *rates*: each method at a few learning rates, on some tasks, judged on dev;
-2. *choices*: changes of one method, judged in the same way;
-3. *runs*: all tasks, several seeds, decoded and scored on dev and test;
-4. *alone*: one training for each task, whose adapters share nothing;
-5. *forgetting*: what the adapted models make of the speech that the backbone knows.
+2. *lengths*: the same with several times the updates, until dev stops falling;
+3. *choices*: changes of one method, judged in the same way;
+4. *runs*: all tasks, several seeds, decoded and scored on dev and test;
+5. *alone*: one training for each task, whose adapters share nothing;
+6. *forgetting*: what the adapted models make of speech that they were not adapted to.
 
 The rates that are found stand in the configurations: this program says where one has
-another, and changes none. A run on some of the tasks has the updates of a
-full one, with batches that are smaller in proportion: a task hears as much.
+another, and changes none. It also says where the best rate is the last of its grid, or
+where the longest training was still the best. A run on some of the tasks has the
+updates of a full one, with batches that are smaller in proportion: a task hears as
+much.
 
 What is done is not done again: it has left its rows in ``dev.tsv`` or ``results.tsv``.
 
@@ -19,6 +22,7 @@ What is done is not done again: it has left its rows in ``dev.tsv`` or ``results
 
     espnet-hra bench quality
     espnet-hra bench quality --only lora_r6 --parts rates runs
+    espnet-hra bench quality --plan conf/quality_whisper.yaml
 """
 
 import argparse
@@ -58,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--plan", type=Path, help="what to run (default: RECIPE/conf/quality.yaml)"
     )
     parser.add_argument(
-        "--expdir", type=Path, help="where all goes (default: RECIPE/exp)"
+        "--expdir", type=Path, help="where all goes (default: the plan's, RECIPE/exp)"
     )
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all"
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = find_recipe(args.recipe)
     path = args.plan or recipe / "conf" / "quality.yaml"
     plan = read_yaml(path, BenchError)
-    expdir = (args.expdir or recipe / "exp").resolve()
+    expdir = (args.expdir or recipe / str(plan.get("expdir", "exp"))).resolve()
     options = [word for word in args.options if word != "--"]
     for word in options:
         if word.partition("=")[0] in _OF_THE_PLAN:
@@ -143,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for method, rate in comparison.differing_rates().items():
         print(f"{method}: the best rate on dev is {rate:g}, and its file has another")
+    for method, said in comparison.open_ends().items():
+        print(f"{method}: {said}")
     if (comparison.work / TSV).exists():
         command = shlex.join(["espnet-hra", "bench", "quality", *words])
         written, *_ = comparison.report(command)

@@ -9,9 +9,9 @@ from typing import Any
 from espnet_hra.errors import ConfigError, UserError
 from espnet_hra.files.checkpoint import read_training
 from espnet_hra.files.config import read_yaml
-from espnet_hra.files.variants import read_config
+from espnet_hra.files.variants import longer, read_config
 
-PARTS = ("rates", "choices", "runs", "alone", "forgetting")
+PARTS = ("rates", "lengths", "choices", "runs", "alone", "forgetting")
 
 #: The table of what was judged on dev.
 DEV = "dev.tsv"
@@ -38,18 +38,28 @@ def _is_forgetting(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"adapted", "full"}
 
 
+def _is_few(value: Any) -> bool:
+    return isinstance(value, list) or (type(value) is int and value > 0)
+
+
+def _is_lengths(value: Any) -> bool:
+    return _numbers(value, int) and all(n > 0 for v in value.values() for n in v)
+
+
 _SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
 
 #: Keys of a plan: what their values must be, for the program and in words.
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "corpus": (lambda value: isinstance(value, str), "a name"),
     "pretrained_model": (lambda value: isinstance(value, str), "a model"),
+    "expdir": (lambda value: isinstance(value, str), "a folder in the recipe's"),
     "reference": (lambda value: isinstance(value, str), "the name of a method"),
-    "few_tasks": (lambda value: isinstance(value, list), "a list of tasks"),
+    "few_tasks": (_is_few, "a list of tasks, or how many"),
     "rates": (
         lambda value: _numbers(value, int | float),
         "CONFIG: [RATE, ...], numbers as 1.0e-3",
     ),
+    "lengths": (_is_lengths, "CONFIG: [TIMES, ...], whole numbers above 0"),
     "choices": (
         _is_choices,
         "config: CONFIG, seeds: [SEED, ...], changes: {NAME: OPTIONS}",
@@ -69,13 +79,15 @@ class DevRow:
     """A line of ``dev.tsv``: one training judged on the dev set.
 
     Attributes:
-        part: ``rates`` or ``choices``.
+        part: ``rates``, ``lengths`` or ``choices``.
         method: Name of the configuration.
-        setting: The learning rate, or the name of the change.
+        setting: The learning rate, by how much longer it trained, or the name of the
+            change.
         seed: Of the training.
         tasks: How many tasks there were.
         updates: How many updates.
-        cer: The best CER that training found on dev, in percent.
+        cer: The best CER that training found on dev, in percent; of a model without a
+            CTC the share of wrong tokens, each after the right ones before it.
     """
 
     part: str
@@ -134,6 +146,21 @@ def with_rate(config: Mapping[str, Any], rate: float) -> list[str]:
     return words
 
 
+def with_length(config: Mapping[str, Any], times: int) -> list[str]:
+    """Options with which a configuration trains so many times as long.
+
+    Raises:
+        ConfigError: It does not say how long it trains.
+    """
+    drawn = longer(config, times)
+    words = ["--max_epoch", str(drawn["max_epoch"])]
+    steps = drawn.get("scheduler_conf", {}).get("warmup_steps_list")
+    if steps:
+        listed = ",".join(map(str, steps))
+        words += ["--scheduler_conf", f"warmup_steps_list=[{listed}]"]
+    return words
+
+
 def smaller_batch(config: Mapping[str, Any], share: float) -> list[str]:
     """Options for a batch of this share of a configuration's."""
     words: list[str] = []
@@ -150,18 +177,25 @@ def number(value: float) -> str:
 
 
 def best_on_dev(checkpoint: Path) -> "tuple[float, int]":
-    """The best CER on dev of a training, in percent, and its number of updates.
+    """The best error on dev of a training, in percent, and its number of updates.
+
+    It is the CER; of a model without a CTC, which decodes nothing in training, the
+    share of wrong tokens, each after the right ones before it.
 
     Raises:
         BenchError: The training has not looked at its dev set.
     """
     try:
         stats = read_training(checkpoint)["reporter"]["stats"]
-        cers = [epoch["valid"]["cer_ctc"] for epoch in stats.values()]
+        looks = [epoch["valid"] for epoch in stats.values()]
+        if all("cer_ctc" in look for look in looks):
+            errors = [look["cer_ctc"] for look in looks]
+        else:
+            errors = [1.0 - look["acc"] for look in looks]
         updates = max(epoch["train"]["total_count"] for epoch in stats.values())
     except (UserError, KeyError) as error:
         raise BenchError(f"{checkpoint} has no CER of a dev set: {error!r}") from error
-    return 100.0 * min(cers), updates
+    return 100.0 * min(errors), updates
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:
@@ -179,22 +213,35 @@ def check_plan(plan: Mapping[str, Any]) -> None:
     for key, (is_possible, expected) in _KEYS.items():
         if key in plan and not is_possible(plan[key]):
             raise BenchError(f"the plan has {key}: {plan[key]!r}: expected {expected}")
-    if {"rates", "choices"} & set(plan) and not plan.get("few_tasks"):
+    judged = {"rates", "lengths", "choices"}
+    if judged & set(plan) and not plan.get("few_tasks"):
         raise BenchError(
-            "the plan has rates or choices: name the tasks for them, few_tasks: [A, B]"
+            "the plan has rates, lengths or choices: name the tasks for them, "
+            "few_tasks: [A, B], or say how many"
         )
+
+
+def conf_folder(plan: Mapping[str, Any]) -> str:
+    """Where in the recipe the files and variants are that a plan names.
+
+    They are those that ``run.sh`` takes for its backbone.
+    """
+    whisper = plan.get("pretrained_model", "").startswith("whisper:")
+    return "conf/whisper" if whisper else "conf"
 
 
 def read_configs(recipe: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The configurations that a plan names, by these names.
 
-    Each is the name of a file or variant in the recipe's ``conf``, or the path of a
-    file in the recipe.
+    Each is the name of a file or variant in the recipe's :func:`conf_folder`, or the
+    path of a file in the recipe.
 
     Raises:
         BenchError: One cannot be read, or the recipe would call its results otherwise.
     """
-    named = [*plan.get("rates", {}), *plan.get("runs", {}), *plan.get("alone", {})]
+    parts = ("rates", "lengths", "runs", "alone")
+    named = [name for part in parts for name in plan.get(part, {})]
+    conf = recipe / conf_folder(plan)
     named += [plan["choices"]["config"]] if "choices" in plan else []
     named += plan.get("forgetting", {}).values()
     configs: dict[str, dict[str, Any]] = {}
@@ -206,8 +253,8 @@ def read_configs(recipe: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, A
         path = recipe / name
         try:
             if not path.is_file():
-                path = recipe / "conf" / f"train_{name}.yaml"
-                configs[name] = read_config(recipe / "conf", name)
+                path = conf / f"train_{name}.yaml"
+                configs[name] = read_config(conf, name)
             else:
                 configs[name] = read_yaml(path)
         except ConfigError as error:
@@ -230,7 +277,8 @@ def best_model(folder: Path) -> Path:
     Raises:
         BenchError: There is none.
     """
-    for name in ("valid.cer_ctc.ave", "valid.cer_ctc.best", "valid.loss.ave"):
+    names = [f"valid.{key}" for key in ("cer_ctc.ave", "cer_ctc.best", "acc.ave")]
+    for name in (*names, "valid.acc.best", "valid.loss.ave"):
         if (folder / f"{name}.pth").exists():
             return folder / f"{name}.pth"
     raise BenchError(f"there is no trained model in {folder}: run the part runs first")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.bench.quality_page import best_rates, dev_tables, hours
+from espnet_hra.bench.quality_page import best_rates, dev_tables, hours, open_ends
 from espnet_hra.bench.quality_plan import (
     DEV,
     PARTS,
@@ -19,10 +19,12 @@ from espnet_hra.bench.quality_plan import (
     best_model,
     best_on_dev,
     check_plan,
+    conf_folder,
     label_of,
     number,
     read_configs,
     smaller_batch,
+    with_length,
     with_rate,
 )
 from espnet_hra.files.tables import read_table, write_table
@@ -59,13 +61,19 @@ class Comparison:
         self.corpus = plan.get("corpus", "debian_voices")
         self.expdir = expdir
         self.work = expdir / self.corpus
+        self.conf = conf_folder(plan)
         self.configs = read_configs(recipe, plan)
+
+    @property
+    def measure(self) -> str:
+        """What is judged on dev, see :func:`best_on_dev`."""
+        return "CER" if self.conf == "conf" else "error of tokens"
 
     # --------------------------------------------------------------------- steps
 
     def _named(self, config: str) -> tuple[str, ...]:
         """The options of ``run.sh`` that choose a configuration."""
-        for path in (f"conf/train_{config}.yaml", config):
+        for path in (f"{self.conf}/train_{config}.yaml", config):
             if (self.recipe / path).is_file():
                 return "--asr_config", path
         return "--variant", config
@@ -74,6 +82,7 @@ class Comparison:
         """Everything that the plan asks for in these parts."""
         made = {
             "rates": self._rates,
+            "lengths": self._lengths,
             "choices": self._choices,
             "runs": self._runs,
             "alone": self._alones,
@@ -86,6 +95,12 @@ class Comparison:
             for rate in rates:
                 extra = with_rate(self.configs[config], rate)
                 yield self._judged("rates", config, number(rate), 1, extra)
+
+    def _lengths(self) -> Iterator[Step]:
+        for config, lengths in self.plan.get("lengths", {}).items():
+            for times in lengths:
+                extra = with_length(self.configs[config], times)
+                yield self._judged("lengths", config, str(times), 1, extra)
 
     def _choices(self) -> Iterator[Step]:
         choices = self.plan.get("choices", {})
@@ -118,7 +133,7 @@ class Comparison:
         self, part: str, config: str, setting: str, seed: int, extra: Sequence[str]
     ) -> Step:
         """A training on some of the tasks, judged by its CER on dev."""
-        name, few = label_of(config), self.plan["few_tasks"]
+        name = label_of(config)
         tag = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{part}_{name}_{setting}_seed{seed}")
 
         def is_done() -> bool:
@@ -126,6 +141,7 @@ class Comparison:
             return any(row.key == key for row in self._dev_rows())
 
         def run() -> None:
+            few = self._few_tasks()
             share = len(few) / len(self._tasks())
             words = [*smaller_batch(self.configs[config], share), *extra]
             self._recipe(
@@ -137,7 +153,7 @@ class Comparison:
             row = DevRow(part, name, setting, seed, len(few), updates, round(cer, 2))
             rows = merge(self._dev_rows(), [row])
             write_table(self.work / DEV, rows, DevRow)
-            print(f"    CER on dev {row.cer:.2f} %")
+            print(f"    {self.measure} on dev {row.cer:.2f} %")
 
         return Step(part, name, f"{name}, {setting}, seed {seed}", is_done, run)
 
@@ -202,15 +218,28 @@ class Comparison:
                 options = ["--task", task]
                 if task == "off":
                     options = ["--without_task", "true"]
+            whisper = self.conf != "conf"
+            if whisper:  # of this data the tasks are the languages
+                spoken = f"{dump / KNOWN_SET}/utt2task,utt2lang,text"
+                options += ["--data_path_and_name_and_type", spoken]
             decoded = self.work / "known" / name
             self._program(
                 *("-m", "espnet_hra.bin.asr_inference"),
-                *("--config", "conf/decode_greedy.yaml"),
+                *("--config", f"{self.conf}/decode_greedy.yaml"),
                 *("--asr_train_config", model_config, "--asr_model_file", model),
                 "--data_path_and_name_and_type",
                 f"{dump / KNOWN_SET}/wav.scp,speech,sound",
                 *("--output_dir", str(decoded), *options),
             )
+            if whisper:
+                self._program(
+                    *(
+                        "local/fold_decoded.py",
+                        "--like",
+                        str(dump / KNOWN_SET / "text"),
+                    ),
+                    f"{decoded}/1best_recog/text",
+                )
             self._score(
                 *("--method", name, "--seed", "0" if config is None else "1", *sizes),
                 *("--ref", f"{KNOWN}={dump / KNOWN_SET / 'text'}"),
@@ -254,6 +283,14 @@ class Comparison:
         if not path.exists():
             self._recipe("--method", "none")
         return path.read_text(encoding="utf-8").split()
+
+    def _few_tasks(self) -> list[str]:
+        """The tasks of what is judged on dev; a number of them is spread over all."""
+        few, tasks = self.plan["few_tasks"], self._tasks()
+        if isinstance(few, list):
+            return few
+        few = min(few, len(tasks))
+        return [tasks[i * len(tasks) // few] for i in range(few)]
 
     def _splits(self, option: str, folder: Path) -> list[str]:
         return [
@@ -330,7 +367,7 @@ class Comparison:
                 "come: rows with fewer seeds than others, and sizes that are not here."
             )
         opening = page.head(self.corpus, command, note)
-        closing = dev_tables(self._dev_rows(), self.differing_rates())
+        closing = dev_tables(self._dev_rows(), self.differing_rates(), self.measure)
         closing += "\n" + hours(self.work / "times.tsv")
         reference = self.plan.get("reference")
         if reference not in {
@@ -338,6 +375,10 @@ class Comparison:
         }:
             reference = None  # is still to come
         return page.write(results, self.work, opening, closing, reference=reference)
+
+    def open_ends(self) -> dict[str, str]:
+        """Methods whose best rate or length is the last that was tried, in words."""
+        return open_ends(self._dev_rows())
 
     def differing_rates(self) -> dict[str, float]:
         """Methods whose file has another rate than the best on dev, and the latter."""

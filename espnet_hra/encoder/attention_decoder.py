@@ -80,7 +80,7 @@ class AdaptedDecoder(torch.nn.Module):
         kwargs = kwargs or {}
         with encoder.adapter.heads.hold():
             names = encoder.tasks_of_batch(rows)
-            if len(set(names)) < 2 or encoder.adapter.mixes:
+            if len(set(names)) < 2 or encoder.adapter.in_one_pass:
                 return self._one_pass(function, names, args, kwargs, also)
             if not parts:
                 raise TaskError(

@@ -54,6 +54,11 @@ def check(encoder: torch.nn.Module) -> AdaptedEncoder:
             f"adapter: {method} cannot be exported with the head as an input: "
             f"{_REFUSED[method]}"
         )
+    if encoder.adapter.common is not None:
+        raise ConfigError(
+            "adapter_conf: one_for_all: true cannot be exported with the head as an "
+            "input: tasks have none; take an adaptation without that key"
+        )
     if encoder.adapter.adapts_decoder:
         raise ConfigError(
             "adapter_conf: decoder: true cannot be exported: the graph ends with the "

@@ -19,7 +19,7 @@ from espnet2.tasks.abs_task import AbsTask
 from espnet2.utils.types import str2bool, str_or_none
 
 from espnet_hra.data.checks import add_skip_bad
-from espnet_hra.encoder import attention_decoder
+from espnet_hra.encoder import attention_decoder, rates
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import ctc, params, prompts, registry, starting
@@ -290,7 +290,11 @@ class Adapting(AbsTask):
             cls.begin_training(args, model)
             # A mixed batch uses some heads only.
             args.unused_parameters = True
-        return super().build_optimizers(args, model)
+        optimizers = super().build_optimizers(args, model)
+        if isinstance(model.encoder, AdaptedEncoder):
+            for optimizer in optimizers:
+                rates.apply(optimizer, model.encoder)
+        return optimizers
 
     @classmethod
     def begin_training(cls, args: argparse.Namespace, model: Any) -> None:

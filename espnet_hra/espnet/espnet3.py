@@ -20,6 +20,7 @@ from espnet2.tasks.asr import ASRTask
 from espnet2.train.preprocessor import AbsPreprocessor
 from omegaconf import OmegaConf
 
+from espnet_hra.encoder import rates
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError
 from espnet_hra.espnet import adapting, ctc, task
@@ -59,6 +60,12 @@ class HRATask(task.HRATask):
             )
         model: Any = super().build_model(args)
         if isinstance(model.encoder, AdaptedEncoder):
+            if rates.differ(model.encoder.adapter):
+                raise ConfigError(
+                    "adapter_conf: shared_rate and loraplus_lr_ratio need an optimizer "
+                    "that knows them, and ESPnet3 makes its own: leave them out, or "
+                    "train with `espnet-hra train`"
+                )
             gpu = torch.cuda.is_available()
             model.autocast_dtype = adapting.autocast_dtype(args.autocast, gpu)
             cls.begin_training(args, model)

@@ -185,7 +185,7 @@ class WhisperReader:
         if adapter is None or adapter.decoder is None:
             return [list(range(len(names)))]
         # Hypotheses of a beam search do not say whose utterance they are.
-        if adapter.mixes and not self._beam:
+        if adapter.in_one_pass and not self._beam:
             return [list(range(len(names)))]
         return [
             [i for i, other in enumerate(names) if other == name]

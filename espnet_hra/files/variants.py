@@ -2,9 +2,13 @@
 
 Each has the name of the configuration that it begins with (``of``), and the keys that
 it has otherwise; null takes a key away. Nested keys are changed one by one.
+
+``NAME_x4``, of any configuration NAME, is the one that trains four times as long, with
+the same schedule drawn out.
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,8 @@ def read_config(folder: Path, name: str, seen: Sequence[str] = ()) -> dict[str, 
 
     Args:
         folder: The recipe's ``conf``.
-        name: Of a file ``train_<name>.yaml`` in it, or of a variant.
+        name: Of a file ``train_<name>.yaml`` in it, of a variant, or either with
+            ``_x4`` behind it.
         seen: Variants of it that led here.
 
     Raises:
@@ -33,6 +38,9 @@ def read_config(folder: Path, name: str, seen: Sequence[str] = ()) -> dict[str, 
     variants = {}
     if (folder / VARIANTS).is_file():
         variants = read_yaml(folder / VARIANTS)
+    times = re.fullmatch(r"(.+)_x([1-9][0-9]*)", name)
+    if name not in variants and times:
+        return longer(read_config(folder, times[1], (*seen, name)), int(times[2]))
     if name not in variants:
         files = [p.stem.removeprefix("train_") for p in folder.glob("train_*.yaml")]
         raise ConfigError(
@@ -47,6 +55,25 @@ def read_config(folder: Path, name: str, seen: Sequence[str] = ()) -> dict[str, 
             "that it is a variant of, e.g. hra, and not lead back to itself"
         )
     return changed(read_config(folder, base, (*seen, name)), {**changes, "of": None})
+
+
+def longer(config: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """A configuration with so many times the updates, its schedule drawn out.
+
+    Raises:
+        ConfigError: It does not say how many epochs it has.
+    """
+    if not isinstance(config.get("max_epoch"), int):
+        raise ConfigError(
+            f"max_epoch: {config.get('max_epoch')!r}: what is to train {times} times "
+            "as long must say how long it trains"
+        )
+    changes: dict[str, Any] = {"max_epoch": config["max_epoch"] * times}
+    steps = (config.get("scheduler_conf") or {}).get("warmup_steps_list")
+    if steps:
+        drawn = [*(step * times for step in steps[:-1]), steps[-1]]  # the last: forever
+        changes["scheduler_conf"] = {"warmup_steps_list": drawn}
+    return changed(config, changes)
 
 
 def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

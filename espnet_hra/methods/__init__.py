@@ -12,13 +12,17 @@ from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone
 from espnet_hra.methods.differences import BitFit, FullFineTuning, NoAdapter
 from espnet_hra.methods.hra import HierarchicalRecurrentAdapter
+from espnet_hra.methods.lily import Lily
 from espnet_hra.methods.lora import LoRA
 from espnet_hra.methods.residual import ResidualAdapter
+from espnet_hra.methods.road import Road
 
 METHODS: dict[str, Callable[..., Adapter]] = {
     "hra": HierarchicalRecurrentAdapter,
     "residual": ResidualAdapter,
     "lora": LoRA,
+    "lily": Lily,
+    "road": Road,
     "bitfit": BitFit,
     "full": FullFineTuning,
     "none": NoAdapter,

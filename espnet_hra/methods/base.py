@@ -15,9 +15,15 @@ from typing import Any, Self
 import torch
 
 from espnet_hra.errors import ConfigError
-from espnet_hra.methods.checks import check_choice, check_size
+from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
+from espnet_hra.methods.parts import (
+    DecoderPart,
+    OwnProjection,
+    in_decoder,
+    initialise_part,
+)
 from espnet_hra.methods.substitution import REENTRANT, Change
-from espnet_hra.tasks.bank import Initialise, TaskBank, zeros
+from espnet_hra.tasks.bank import ALL, Initialise, OneForAll, TaskBank, zeros
 from espnet_hra.tasks.layout import Section, Tensors
 
 
@@ -101,65 +107,6 @@ class OnePass:
         self.ended = True
 
 
-@dataclass
-class OwnProjection:
-    """The CTC projection that every task has for itself (``ctc: task``).
-
-    Attributes:
-        section: Where it lies in a task's vector.
-        vocab_size: Number of tokens.
-        new_tokens: Those that the backbone does not have.
-        attached: Whether a model's CTC asks for it.
-    """
-
-    section: Section
-    vocab_size: int
-    new_tokens: list[str]
-    attached: bool = False
-
-
-@dataclass
-class DecoderPart:
-    """The method on the layers of the attention decoder (``decoder: true``).
-
-    Attributes:
-        method: The same method with the same keys, built on the decoder. Its tasks are
-            those of the encoder's, whose vectors hold the tensors for both.
-        heads: These vectors.
-        section: Where in them the decoder's tensors lie.
-    """
-
-    method: "Adapter"
-    heads: TaskBank
-    section: Section
-
-    def begin(self, names: Sequence[str], dtype: torch.dtype | None) -> OnePass:
-        """Start a pass over the decoder's layers, see :meth:`Adapter.begin`."""
-        return self.method.after_layers(self._tensors(names, dtype))
-
-    def changes_for(self, name: str) -> Mapping[str, Change]:
-        """What a pass with this task changes within the decoder, by dotted path."""
-        if self.method.mixes:
-            return {}
-        return self.method.changes(self._tensors([name], None))
-
-    def _tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
-        return _own_names(self.heads.gather(names, dtype, self.section))
-
-
-#: What the names of the decoder's tensors begin with in a task's vector.
-_IN_DECODER = "decoder."
-
-
-def _own_names(tensors: Tensors) -> Tensors:
-    """The decoder's tensors by the names that the method gives them."""
-    return {name.removeprefix(_IN_DECODER): t for name, t in tensors.items()}
-
-
-def _initialise_part(initialise: Initialise, tensors: Tensors) -> None:
-    initialise(_own_names(tensors))
-
-
 class Adapter(torch.nn.Module):
     """A method: a module that lives at ``encoder.adapter``.
 
@@ -175,6 +122,8 @@ class Adapter(torch.nn.Module):
 
     Attributes:
         heads: The parameters of the tasks.
+        common: What they would have, once for all of them (``one_for_all: true``);
+            they then have nothing. None otherwise.
         mixes: Whether one pass can serve utterances of several tasks. Where it is
             False, the encoder runs a mixed batch task by task.
         quantizes: Whether tasks work on a backbone with quantised weights: where they
@@ -186,6 +135,7 @@ class Adapter(torch.nn.Module):
         decoder: The method on these layers, once the decoder is there.
         backbone_dropout: Whether the frozen backbone drops out while tasks are
             trained.
+        shared_rate: See :meth:`configure` and :mod:`espnet_hra.encoder.rates`.
     """
 
     mixes = True
@@ -201,11 +151,13 @@ class Adapter(torch.nn.Module):
         super().__init__()
         self.own_config = dict(config)
         self.heads = TaskBank(shapes, initialise)
+        self.common: OneForAll | None = None
         self.ctc: OwnProjection | None = None
         self.backbone_dropout = False
         self.keys: dict[str, Any] = {}
         self.adapts_decoder = False
         self.decoder: DecoderPart | None = None
+        self.shared_rate = 1.0
         self._initialise = initialise
 
     def configure(
@@ -216,6 +168,8 @@ class Adapter(torch.nn.Module):
         new_tokens: Sequence[str] | None = None,
         backbone_dropout: bool = False,
         decoder: bool = False,
+        one_for_all: bool = False,
+        shared_rate: float = 1.0,
     ) -> None:
         """Set what every method can be asked for. Once, before there are tasks.
 
@@ -230,10 +184,20 @@ class Adapter(torch.nn.Module):
                 that its configuration names. What is frozen cannot overfit; without
                 dropout, training is faster as well.
             decoder: Whether the layers of the attention decoder are adapted as well.
+            one_for_all: Whether all tasks share what each would have for itself: the
+                control that shows what tasks of their own bring.
+            shared_rate: What is shared beside (a controller, a head or matrices that
+                all tasks have) learns at this multiple of the optimizer's rate.
 
         Raises:
             ConfigError: A value is not possible.
         """
+        check_choice("one_for_all", one_for_all, (False, True))
+        positive = is_number(shared_rate) and shared_rate > 0
+        check_number("shared_rate", shared_rate, positive, "above 0")
+        self.shared_rate = float(shared_rate)
+        if one_for_all:
+            self._share_all(regime)
         # Optimizers count parameters in this order: what is shared, then the tasks.
         self._modules["heads"] = self._modules.pop("heads")
         check_choice("ctc", ctc, ("frozen", "task"))
@@ -251,7 +215,7 @@ class Adapter(torch.nn.Module):
                 "model, give vocab_size"
             )
         check_size("vocab_size", vocab_size)
-        section = self.heads.extend(
+        section = self._extend(
             {"ctc.weight": (vocab_size, self.width), "ctc.bias": (vocab_size,)}
         )
         self.ctc = OwnProjection(section, vocab_size, list(new_tokens or ()))
@@ -268,24 +232,55 @@ class Adapter(torch.nn.Module):
             ConfigError: The method cannot adapt it.
         """
         method: Callable[..., Adapter] = type(self)
-        part = method(backbone, **self.keys)
+        regime, part = self.regime, method(backbone, **self.keys)
         part.follow(self)
-        names, like = self.heads.own, next(self.parameters(), torch.empty(0))
-        for name in names:
-            self.heads.remove(name)
+        self.regime = regime  # of what the decoder has added to the shared, too
+        self._modules["heads"] = self._modules.pop("heads")  # the last, as before
         shapes = part.heads.layout.shapes
-        section = self.heads.extend(
-            {f"{_IN_DECODER}{name}": shape for name, shape in shapes.items()},
-            functools.partial(_initialise_part, part._initialise),
+        section = self._extend(
+            in_decoder(shapes),
+            functools.partial(initialise_part, part._initialise),
         )
-        self.decoder = DecoderPart(part, self.heads, section)
+        self.decoder = DecoderPart(part, self.bank, section)
+
+    def _share_all(self, regime: str) -> None:
+        """Make one vector of what tasks would have, and leave them nothing."""
+        if regime == "new_task":
+            raise ConfigError(
+                "adapter_conf: one_for_all: true leaves a task nothing of its own, and "
+                "regime: new_task freezes what is shared: take one of the two"
+            )
+        shapes = self.heads.layout.shapes
+        self.common = OneForAll(shapes, self._initialise)
+        self.common.add(ALL, torch.empty(0))
+        self.heads = TaskBank({})
+
+    def _extend(
+        self, shapes: Mapping[str, Sequence[int]], initialise: Initialise = zeros
+    ) -> Section:
+        """Give tasks further tensors; those that exist are made anew."""
+        names, like = self.bank.own, next(self.parameters(), torch.empty(0))
         for name in names:
-            self.heads.add(name, like.detach())
+            self.bank.remove(name)
+        section = self.bank.extend(shapes, initialise)
+        for name in names:
+            self.bank.add(name, like.detach())
+        return section
+
+    @property
+    def bank(self) -> TaskBank:
+        """Where the tensors of a pass come from."""
+        return self.heads if self.common is None else self.common
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks."""
         return self.heads.names
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether one pass serves utterances of several tasks, see :attr:`mixes`."""
+        return self.mixes or self.common is not None
 
     @property
     def width(self) -> int:
@@ -302,6 +297,8 @@ class Adapter(torch.nn.Module):
                 config["new_tokens"] = self.ctc.new_tokens
         if self.adapts_decoder:
             config["decoder"] = True
+        if self.common is not None:
+            config["one_for_all"] = True
         return config
 
     # ------------------------------------------------------------ what a method says
@@ -338,6 +335,18 @@ class Adapter(torch.nn.Module):
         Raises:
             ConfigError: They cannot share it.
         """
+
+    def rates(self) -> Mapping[str, float]:
+        """Tensors of a task that learn at another rate, as multiples of it, by name."""
+        return {}
+
+    def shared_rates(self) -> Mapping[str, torch.Tensor]:
+        """The same for what is shared: a number, or one for each of its values."""
+        if self.shared_rate == 1.0:
+            return {}
+        rate = torch.tensor(self.shared_rate)
+        names = self.shared_parameters()
+        return {name: rate for name in names if not name.startswith("common.")}
 
     def reset_shared(self) -> None:
         """Initialise what all tasks share."""
@@ -385,8 +394,15 @@ class Adapter(torch.nn.Module):
     def espnet_initialization_fn(self) -> None:
         """ESPnet's ``--init`` rewrites every matrix; a new task must stay neutral."""
         self.reset_shared()
-        for name in self.heads.own:
-            self.heads.initialise(self.heads.vector(name))
+        for name in self.bank.own:
+            self.bank.initialise(self.bank.vector(name))
+
+    def all_rates(self) -> dict[str, float]:
+        """As :meth:`rates`, with the tensors for the decoder."""
+        rates = dict(self.rates())
+        if self.decoder is not None:
+            rates.update(in_decoder(self.decoder.method.rates()))
+        return rates
 
     # -------------------------------------------------------------------- computation
 
@@ -407,7 +423,7 @@ class Adapter(torch.nn.Module):
         return {} if self.mixes else self.changes(self._own_tensors([name], None))
 
     def _own_tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
-        return self.heads.gather(names, dtype, self.heads.layout.sections[0])
+        return self.bank.gather(names, dtype, self.bank.layout.sections[0])
 
     def projection(self, names: Sequence[str], dtype: torch.dtype) -> Tensors:
         """What tasks add to the CTC projection: `weight` (v, d) and `bias` (v).
@@ -418,7 +434,7 @@ class Adapter(torch.nn.Module):
             dtype: Type to compute in.
         """
         assert self.ctc is not None, "asked for with ctc: task only"
-        tensors = self.heads.gather(names, dtype, self.ctc.section)
+        tensors = self.bank.gather(names, dtype, self.ctc.section)
         return {name.removeprefix("ctc."): t for name, t in tensors.items()}
 
     # --------------------------------------------------------------------- arithmetic
@@ -428,7 +444,10 @@ class Adapter(torch.nn.Module):
         shared, per_task = self.count()
         if self.decoder is not None:
             per_task += self.decoder.method.count()[1]
-        return {"shared": shared, "per_task": per_task + sum(self._projection_counts())}
+        per_task += sum(self._projection_counts())
+        if self.common is not None:
+            shared, per_task = shared + per_task, 0
+        return {"shared": shared, "per_task": per_task}
 
     def macs(self) -> int:
         """Multiply-accumulates that the adapter adds per encoder frame.

@@ -38,7 +38,7 @@ class Differences(Adapter):
         return {path: functools.partial(torch.add, t) for path, t in tensors.items()}
 
     def count(self) -> tuple[int, int]:
-        return 0, count_weights(self.heads.layout.sections[0].shapes.values())
+        return 0, count_weights(self.bank.layout.sections[0].shapes.values())
 
     def own_macs(self) -> int:
         return 0  # other parameters, not more of them

@@ -1,5 +1,10 @@
 """LoRA: ``W x + (alpha / r) B A x`` for chosen linear modules of every layer.
 
+With ``shared_rank`` all tasks share a second change, of that rank and multiplied by the
+same alpha / r: ``W x + (alpha / r) (B_0 A_0 + B_task A_task) x``. It learns with the
+tasks and is frozen for a new one, as the controller of a hierarchical recurrent adapter
+is; so it is the control for what "hierarchical" brings.
+
 Two of its kin differ in one thing each: rank-stabilised LoRA (``rslora``, arXiv
 2312.03732) multiplies by alpha / sqrt(r); DoRA (``dora``, arXiv 2402.09353) gives each
 row of ``W + (alpha / r) B A`` a length of its own.
@@ -18,13 +23,11 @@ import torch
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone
 from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
+from espnet_hra.methods.linear import ALL_LINEAR, find, peft_layer
 from espnet_hra.methods.substitution import Change, changed
 from espnet_hra.methods.tensors import init_matrix
-from espnet_hra.tasks.bank import zeros
+from espnet_hra.tasks.bank import ALL, OneForAll, zeros
 from espnet_hra.tasks.layout import Tensors
-
-#: Value of ``matrices``: every linear module of a layer.
-ALL = "all"
 
 
 class LoRA(Adapter):
@@ -39,6 +42,9 @@ class LoRA(Adapter):
         dropout: Of the input of A, while training.
         rslora: Whether the changes are multiplied by alpha / sqrt(r) instead.
         dora: Whether a task has the lengths of the rows for itself.
+        loraplus_lr_ratio: B learns at this multiple of A's rate (LoRA+, arXiv
+            2402.12354; PEFT's name).
+        shared_rank: Rank of the change that all tasks share; 0 for none.
 
     Raises:
         ConfigError: A value is not possible, or PEFT is not installed.
@@ -55,6 +61,8 @@ class LoRA(Adapter):
         dropout: float = 0.0,
         rslora: bool = False,
         dora: bool = False,
+        loraplus_lr_ratio: float = 1.0,
+        shared_rank: int = 0,
     ):
         check_size("rank", rank)
         above = is_number(alpha) and alpha > 0
@@ -63,12 +71,20 @@ class LoRA(Adapter):
         check_number("dropout", dropout, share, "at least 0 and below 1")
         check_choice("rslora", rslora, (False, True))
         check_choice("dora", dora, (False, True))
-        found = _find(backbone, matrices)
+        above = is_number(loraplus_lr_ratio) and loraplus_lr_ratio > 0
+        check_number("loraplus_lr_ratio", loraplus_lr_ratio, above, "above 0")
+        if shared_rank != 0:
+            check_size("shared_rank", shared_rank)
+        if shared_rank and dora:
+            raise ConfigError(
+                "adapter_conf: shared_rank goes with LoRA and rslora; the lengths of "
+                "DoRA are those of one change of a matrix: leave dora out"
+            )
+        found = find(backbone, matrices)
         self._shapes = {path: tuple(m.weight.shape) for path, m in found.items()}
         shapes: dict[str, Sequence[int]] = {}
         for path, (outputs, inputs) in self._shapes.items():
-            shapes[f"{path}.A"] = (rank, inputs)
-            shapes[f"{path}.B"] = (outputs, rank)
+            shapes |= _of_rank(rank, path, outputs, inputs)
             if dora:
                 shapes[f"{path}.m"] = (outputs,)
         config: dict[str, Any] = {
@@ -77,16 +93,22 @@ class LoRA(Adapter):
             "layers": len(backbone.layers),
             "rank": rank,
             "alpha": alpha,
-            "matrices": matrices if matrices == ALL else sorted(matrices),
+            "matrices": matrices if matrices == ALL_LINEAR else sorted(matrices),
         }
-        for key, value in (("rslora", rslora), ("dora", dora)):
+        for key, value in (
+            ("rslora", rslora),
+            ("dora", dora),
+            ("shared_rank", shared_rank),
+        ):
             if value:  # so that files from before there was the key still fit
                 config[key] = value
         super().__init__(config, shapes, _initialise)
+        self._ratio = float(loraplus_lr_ratio)
         self.quantizes = not dora  # which reads the lengths of the weights' rows
         self._layers = {
-            (m.in_features, m.out_features): _peft_layer(
+            (m.in_features, m.out_features): peft_layer(
                 m,
+                "LoraConfig",
                 r=rank,
                 lora_alpha=alpha,
                 lora_dropout=dropout,
@@ -95,20 +117,55 @@ class LoRA(Adapter):
             )
             for m in found.values()
         }
+        # A change of another rank that is multiplied by the same.
+        scale = alpha / (rank**0.5 if rslora else rank)
+        self._shared_layers = {
+            (m.in_features, m.out_features): peft_layer(
+                m,
+                "LoraConfig",
+                r=shared_rank,
+                lora_alpha=scale * shared_rank,
+                lora_dropout=dropout,
+            )
+            for m in found.values()
+            if shared_rank
+        }
+        self.shared: OneForAll | None = None
+        self.shared_of_decoder: OneForAll | None = None
+        if shared_rank:
+            common: dict[str, Sequence[int]] = {}
+            for path, shape in self._shapes.items():
+                common |= _of_rank(shared_rank, path, *shape)
+            self.shared = OneForAll(common, _initialise)
+            self.shared.add(ALL, torch.empty(0))
+
+    def follow(self, encoder: "LoRA") -> None:
+        """What tasks share for the decoder belongs to the method on the encoder."""
+        encoder.shared_of_decoder = self.shared
+
+    def _all_shared(self) -> dict[str, OneForAll]:
+        shared = {"shared": self.shared, "shared_of_decoder": self.shared_of_decoder}
+        return {name: bank for name, bank in shared.items() if bank is not None}
+
+    def reset_shared(self) -> None:
+        for bank in self._all_shared().values():
+            bank.initialise(bank.vector(ALL))
 
     def train(self, mode: bool = True) -> Self:
         """As ``Module.train``, and for the dropout of PEFT's layers."""
-        for layer in self._layers.values():
+        for layer in (*self._layers.values(), *self._shared_layers.values()):
             layer.train(mode)
         return super().train(mode)
 
     def changes(self, tensors: Tensors) -> Mapping[str, Change]:
+        shared = {} if self.shared is None else self.shared.gather(())
         return {
             path: functools.partial(
                 self._adapted,
                 a=tensors[f"{path}.A"],
                 b=tensors[f"{path}.B"],
                 m=tensors.get(f"{path}.m"),
+                shared=(shared.get(f"{path}.A"), shared.get(f"{path}.B")),
             )
             for path in self._shapes
         }
@@ -119,10 +176,20 @@ class LoRA(Adapter):
         a: torch.Tensor,
         b: torch.Tensor,
         m: torch.Tensor | None,
+        shared: tuple[torch.Tensor | None, torch.Tensor | None],
     ) -> torch.nn.Module:
         """PEFT's layer around a frozen one, with these matrices and lengths."""
+        inner: torch.nn.Module = linear
+        if shared[0] is not None:  # PEFT's around PEFT's around the frozen one
+            own: dict[str, Change] = {
+                "base_layer": lambda _: linear,
+                "lora_A.default.weight": lambda _: shared[0],
+                "lora_B.default.weight": lambda _: shared[1],
+            }
+            layer = self._shared_layers[linear.in_features, linear.out_features]
+            inner = changed(layer, own)
         changes: dict[str, Change] = {
-            "base_layer": lambda _: linear,
+            "base_layer": lambda _: inner,
             "lora_A.default.weight": lambda _: a,
             "lora_B.default.weight": lambda _: b,
         }
@@ -131,13 +198,40 @@ class LoRA(Adapter):
             changes["lora_magnitude_vector.default.weight"] = lambda _: lengths
         return changed(self._layers[linear.in_features, linear.out_features], changes)
 
+    def rates(self) -> Mapping[str, float]:
+        if self._ratio == 1.0:
+            return {}
+        return {f"{path}.B": self._ratio for path in self._shapes}
+
+    def shared_rates(self) -> Mapping[str, torch.Tensor]:
+        rates = dict(super().shared_rates())
+        for name, bank in self._all_shared().items():
+            rate = torch.full((bank.size,), self.shared_rate)
+            for key, part in bank.layout.split(rate).items():
+                part.mul_(self._ratio if key.endswith(".B") else 1.0)
+            rates[f"{name}.{ALL}"] = rate
+        return rates
+
     def count(self) -> tuple[int, int]:
+        shared = self._weights(self.own_config.get("shared_rank", 0))
+        if self.shared_of_decoder is not None:
+            shared += self.shared_of_decoder.size
         lengths = sum(o for o, _ in self._shapes.values())
-        return 0, self.own_macs() + lengths * bool(self.own_config.get("dora"))
+        own = self._weights(self.own_config["rank"])
+        return shared, own + lengths * bool(self.own_config.get("dora"))
 
     def own_macs(self) -> int:
-        r = self.own_config["rank"]
-        return sum(r * (i + o) for o, i in self._shapes.values())
+        ranks = self.own_config["rank"] + self.own_config.get("shared_rank", 0)
+        return self._weights(ranks)
+
+    def _weights(self, rank: int) -> int:
+        """Weights of changes of this rank."""
+        return sum(rank * (i + o) for o, i in self._shapes.values())
+
+
+def _of_rank(rank: int, path: str, outputs: int, inputs: int) -> dict[str, Any]:
+    """Names and shapes of the matrices that change one."""
+    return {f"{path}.A": (rank, inputs), f"{path}.B": (outputs, rank)}
 
 
 def _initialise(tensors: Tensors) -> None:
@@ -145,67 +239,3 @@ def _initialise(tensors: Tensors) -> None:
     for name, tensor in tensors.items():
         if name.endswith(".A"):
             init_matrix(tensor)  # as PEFT does
-
-
-def _find(
-    backbone: Backbone, wanted: str | Sequence[str]
-) -> dict[str, torch.nn.Linear]:
-    """The linear modules that are meant, by their path in the encoder.
-
-    Raises:
-        ConfigError: A name fits no module of any layer of the encoder, or none fits
-            one of the decoder.
-    """
-    if wanted != ALL and (not isinstance(wanted, (list, tuple)) or not wanted):
-        raise ConfigError(
-            f"adapter_conf: matrices: {wanted!r} is no list of names, nor: {ALL}"
-        )
-    linear: dict[str, torch.nn.Linear] = {}
-    inner: dict[str, str] = {}  # the path within its layer
-    for path, layer in backbone.named.items():
-        for name, module in layer.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                linear[f"{path}.{name}"] = module
-                inner[f"{path}.{name}"] = name
-    if wanted == ALL:
-        return linear
-    possible = ", ".join(dict.fromkeys(inner.values()))
-    found = {
-        path: module
-        for path, module in linear.items()
-        if any(_ends(inner[path], name) for name in wanted)
-    }
-    for name in wanted:
-        if backbone.kind == "decoder" and found:
-            break  # what only the encoder's layers have
-        if not any(_ends(path, name) for path in inner.values()):
-            raise ConfigError(
-                f"adapter_conf: matrices: {name!r} is no linear module of the "
-                f"{backbone.kind}'s layers; possible are: {possible}"
-            )
-    return found
-
-
-def _ends(path: str, name: Any) -> bool:
-    return f".{path}".endswith(f".{name}")
-
-
-def _peft_layer(linear: torch.nn.Linear, **keys: Any) -> torch.nn.Module:
-    """PEFT's layer for linear modules of this shape; without memory for its weights.
-
-    Args:
-        linear: One of them.
-        **keys: Of PEFT's ``LoraConfig``.
-    """
-    try:
-        import peft
-    except ImportError as e:
-        raise ConfigError(
-            f"adapter: lora computes with PEFT, which cannot be imported ({e}): "
-            "pip install 'espnet-hra[lora]'"
-        ) from e
-    sizes = (linear.in_features, linear.out_features)
-    holder = torch.nn.ModuleDict({"linear": torch.nn.Linear(*sizes, device="meta")})
-    config = peft.LoraConfig(target_modules=["linear"], **keys)
-    peft.inject_adapter_in_model(config, holder)  # in place
-    return holder["linear"]

@@ -207,8 +207,9 @@ def base_card(
         (
             "This is the base: backbone, controller, tokens and configuration. "
             if reference is None
-            else "This is the base: controller, tokens and configuration. Its backbone is "
-            f"`{reference}`, which is found or fetched, and verified, when it is opened. "
+            else "This is the base: controller, tokens and configuration. Its backbone "
+            f"is `{reference}`, which is found or fetched, and verified, when it is "
+            "opened. "
         )
         + (f"Tasks inside: {', '.join(files)}." if files else "No tasks are inside.")
         + "\n",

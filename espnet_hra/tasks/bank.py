@@ -375,3 +375,20 @@ class TaskBank(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"tasks={len(self._parameters)}, parameters_per_task={self.size:,}"
+
+
+#: Name of the one vector of :class:`OneForAll`.
+ALL = "all"
+
+
+class OneForAll(TaskBank):
+    """A single vector, which serves whatever tasks are asked for."""
+
+    def gather(
+        self,
+        names: Sequence[str],
+        dtype: torch.dtype | None = None,
+        section: Section | None = None,
+    ) -> Tensors:
+        """As of a :class:`TaskBank`; the tensors never have a batch axis."""
+        return super().gather((ALL,), dtype, section)
