@@ -107,7 +107,7 @@ def _feed_forwards(backbone: Backbone) -> list[str]:
         ConfigError: A layer has none.
     """
     found = []
-    for path, layer in backbone.named.items():
+    for i, (path, layer) in enumerate(backbone.named.items()):
         names = [n for n in _FEED_FORWARD if n in dict(layer.named_children())]
         if not names:
             children = ", ".join(name for name, _ in layer.named_children())
