@@ -366,6 +366,7 @@ class Killer(threading.Thread):
                 self.killed, seen = self.killed + 1, epochs
 
 
+@pytest.mark.slow
 def test_a_task_goes_on_when_its_worker_is_killed(
     base, joint, data, threads, tmp_path, capsys
 ):

@@ -247,6 +247,7 @@ def test_curves_are_drawn_and_all_targets_of_time_have_a_line(tmp_path):
     assert "4 tasks" in cells[0] and cells[5] == cells[-1] == ""
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(tmp_path):
     rows = quick(
         tmp_path, "--cases", "memory", "heads", "--repeats", "1", backbone="4x64"

@@ -99,6 +99,7 @@ def test_changed_tasks_are_never_stale(tmp_path):
     assert backend.graphs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", inductor])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_inference_is_the_same(backend, autocast):

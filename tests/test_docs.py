@@ -54,7 +54,9 @@ def section(page, title):
     return page.read_text().partition(f"# {title}\n")[2].partition("\n#")[0]
 
 
-@pytest.mark.parametrize("page, found", [("README.md", 6), ("docs/results.md", 11)])
+@pytest.mark.parametrize(
+    "page, found", [("egs2/hra_asr/README.md", 6), ("docs/results.md", 11)]
+)
 def test_error_rates_are_those_of_results_tsv(page, found):
     measured = defaultdict(lambda: defaultdict(list))
     with open(ROOT / "egs2" / "hra_asr" / "results.tsv", newline="") as file:

@@ -158,11 +158,13 @@ def fresh(code, path, an4):
     )
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process_both_classes_say_the_same(packed, an4):
     said = [fresh(code, packed, an4).stdout for code in ("ours import", "import")]
     assert "said:" in said[0] and said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_without_this_package_espnets_error_leads_here(packed, an4):
     found = fresh("", packed, an4)
     assert found.returncode != 0
@@ -395,6 +397,7 @@ def shared(packed, model, home, tmp_path_factory):
         yield server, env
 
 
+@pytest.mark.slow
 def test_what_is_uploaded_is_the_pack(shared, packed):
     server, _ = shared
     with zipfile.ZipFile(packed) as opened_zip:
@@ -434,6 +437,7 @@ print("stock", [stock(wave)[0][0] for wave in recordings.values()])
 """
 
 
+@pytest.mark.slow
 def test_models_and_tasks_come_from_the_hub(shared, packed, an4, recordings):
     server, env = shared
     found = subprocess.run(

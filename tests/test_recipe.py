@@ -578,6 +578,7 @@ def test_of_many_tasks_some_are_shown_and_the_others_counted(monkeypatch):
     assert lines[-1].split() == ["all", "600", "300"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["in dev only", "lost to cleaning"])
 def test_a_speaker_with_nothing_to_train_on_is_left_out_and_told(
     why, recipe, an4, base, tmp_path

@@ -94,6 +94,7 @@ print("registered")
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_may_import_in_either_order(tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", FRESH], capture_output=True, text=True, cwd=tmp_path

@@ -94,6 +94,7 @@ def test_the_python_for_asr_sh_knows_which_programs_are_ours(words, expected):
     assert translate(words.split()) == (expected or words).split()
 
 
+@pytest.mark.slow
 @pytest.mark.shows(encoder="conformer", objective="CTC", entrance="asr.sh")
 def test_asr_sh_trains_with_its_own_command(an4, base, tmp_path):
     """As ESPnet's recipes issue it: the base as --init_param, all keys in a file."""

@@ -326,6 +326,7 @@ def test_conditioning_of_intermediate_ctc_is_frozen(an4, tmp_path, seen):
     assert moved and all(key.startswith("encoder.adapter.") for key in moved)
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_equal_one_with_the_doubled_batch(an4, base, tmp_path):
     # Utterances of one length: a Conformer's convolutions see the padding, which is
     # another in a batch of four than in two batches of two.
@@ -630,6 +631,7 @@ def test_stock_inference_refuses_an_adapters_checkpoint(loud):
         Speech2Text(str(loud / "config.yaml"), str(loud / "valid.loss.best.pth"))
 
 
+@pytest.mark.slow
 def test_without_this_package_espnets_error_names_the_encoder(loud):
     script = (
         "import sys; from espnet2.bin.asr_inference import Speech2Text; "

@@ -167,6 +167,7 @@ def test_greedy_decoding_reads_with_the_tasks_decoder(both_adapted, an4):
     assert ids and differs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam", [1, 2])
 def test_tasks_of_a_batch_keep_their_decoders(both_adapted, an4, beam):
     speech2text = espnet_hra.Speech2Text.from_pretrained(
@@ -198,6 +199,7 @@ def test_a_batch_of_which_only_some_languages_are_known(both_adapted, an4):
     assert heard.strip("<|>") in tokens.codes(TOY.num_languages)
 
 
+@pytest.mark.slow
 def test_the_languages_that_a_whisper_hears(both_adapted, stock, an4):
     recordings = [np.asarray(wave) for wave in waves(an4)[:2]]
     plain = espnet_hra.Speech2Text.from_pretrained(str(stock))
@@ -231,6 +233,7 @@ def test_beam_search_has_the_language_of_the_task(adapted, an4):
     assert start == ["<|startoftranscript|>", "<|de|>"]
 
 
+@pytest.mark.slow
 @pytest.mark.shows(encoder="whisper", objective="attention", entrance="pack")
 def test_a_pack_is_whole_without_the_experiments(adapted, stock, an4, tmp_path):
     from espnet_hra.commands import pack
@@ -488,6 +491,7 @@ def test_params_counts_the_decoder_as_frozen(adapted, stock, capsys):
     assert f"{frozen:,}    100.000 %" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tasks_language_goes_with_its_file(an4, stock, tmp_path):
     """To another model that was not trained on it."""
     from espnet_hra.commands import tasks

@@ -124,6 +124,7 @@ def test_by_default_a_pack_names_the_whisper_and_does_not_hold_it(packed, tmp_pa
     assert "backbone is `whisper:tiny`" in card and "--whole true" in card
 
 
+@pytest.mark.slow
 def test_sizes_are_told(model, packed, tmp_path, capsys):
     parameters = 4 * (51865 + 1500 + 448) * 32 / 1e6  # most of this Whisper, in MB
     make_pack(model, tmp_path / "named")
@@ -137,6 +138,7 @@ def test_sizes_are_told(model, packed, tmp_path, capsys):
     assert whole - packed.stat().st_size == pytest.approx(1e6 * parameters, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_whole_pack_needs_no_source(model, elsewhere, tmp_path):
     out = make_pack(model, tmp_path / "whole.zip", "--whole", "true")
     expected = said(model, "female")
@@ -145,12 +147,14 @@ def test_a_whole_pack_needs_no_source(model, elsewhere, tmp_path):
     assert said(out, "female") == expected and elsewhere.asked == 0
 
 
+@pytest.mark.slow
 def test_half_precision_is_a_whole_pack(model, tmp_path, capsys):
     out = make_pack(model, tmp_path / "half.zip", "--half", "true")
     assert "in the pack because --half makes it another" in capsys.readouterr().err
     assert said(out, "female")
 
 
+@pytest.mark.slow
 def test_whole_is_not_of_task_packs(model, tmp_path):
     with pytest.raises(SystemExit):
         pack.main(
@@ -159,6 +163,7 @@ def test_whole_is_not_of_task_packs(model, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_weights_of_a_path_are_known_by_their_fingerprint(
     model, weights, source, tmp_path, monkeypatch, capsys
 ):
@@ -176,12 +181,13 @@ def test_weights_of_a_path_are_known_by_their_fingerprint(
     make_pack(exp, tmp_path / "known")
     assert "whisper:tiny is named" in capsys.readouterr().err
     assert source.asked == 0
-    assert said(tmp_path / "known", "female") == said(model, "female")
+    assert said(tmp_path / "known", "female") == said(exp, "female")
 
 
 # ------------------------------------------------------------------------- opening
 
 
+@pytest.mark.slow
 def test_it_opens_where_neither_experiment_nor_cache_is(
     model, packed, elsewhere, tmp_path
 ):
@@ -197,6 +203,7 @@ def test_it_opens_where_neither_experiment_nor_cache_is(
         away.rename(model)
 
 
+@pytest.mark.slow
 def test_commands_open_it(packed, an4, tmp_path, capsys):
     from espnet_hra.bin import asr_inference
     from espnet_hra.commands import tasks, transcribe
@@ -225,6 +232,7 @@ def test_commands_open_it(packed, an4, tmp_path, capsys):
     assert said(other, str(out)) == said(packed, "female")
 
 
+@pytest.mark.slow
 def test_an_adaptation_of_it_stands_on_the_whisper(packed, source, tmp_path):
     exp = adapt(tmp_path / "exp", packed)
     config = yaml.safe_load((exp / "config.yaml").read_text())
@@ -256,6 +264,7 @@ def test_without_the_weights_one_line_says_what_to_do(packed, elsewhere, weights
     assert found and elsewhere.file is None
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(packed, elsewhere, weights, tmp_path):
     content = torch.load(weights, weights_only=True)
     content["model_state_dict"]["decoder.ln.bias"] += 1
@@ -272,6 +281,7 @@ def test_other_weights_are_refused(packed, elsewhere, weights, tmp_path):
         assert "decoder: expected sha256:" in message and "whisper:PATH" in message
 
 
+@pytest.mark.slow
 def test_a_pack_without_a_fingerprint_is_refused(packed, tmp_path):
     folder = edited(packed, tmp_path / "pack", base_fingerprint=None)
     for opening in (said, lambda folder, task: open_base(str(folder))):
@@ -279,6 +289,7 @@ def test_a_pack_without_a_fingerprint_is_refused(packed, tmp_path):
             opening(folder, "female")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["whisper:{}", "{}", "../exp", "~/exp", "whisper:../weights/toy.pt"]
 )
@@ -296,6 +307,7 @@ def test_a_pack_names_no_place_of_this_machine(packed, model, tmp_path, name):
     assert said(folder, "female", pretrained_model="whisper:tiny")
 
 
+@pytest.mark.slow
 def test_a_pack_starts_from_no_checkpoint_of_this_machine(packed, model, tmp_path):
     """A base may also be named by init_param, in an experiment of one's own."""
     folder = edited(

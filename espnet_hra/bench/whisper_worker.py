@@ -24,7 +24,7 @@ def ours(settings: dict[str, Any]) -> Callable[[Sequence[Item]], list[str]]:
     from espnet_hra.espnet.inference import Speech2Text
 
     torch.set_num_threads(settings["threads"])
-    speech2text = Speech2Text.from_pretrained(settings["model"])
+    speech2text: Any = Speech2Text.from_pretrained(settings["model"])
 
     def decode(items: Sequence[Item]) -> list[str]:
         texts = [""] * len(items)

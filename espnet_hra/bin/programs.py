@@ -149,7 +149,7 @@ class _Opener:
         self._opens = opener(kind.name)
         self._kind, self._extra = kind, extra
         self._without_task, self._recordings = without_task, recordings
-        self.opened: Decoding | None = None
+        self.opened: Any = None  # until then
 
     def from_pretrained(self, model_tag: str | None = None, **kwargs: Any) -> Decoding:
         """See :meth:`Decoding.from_pretrained`."""

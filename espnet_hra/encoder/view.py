@@ -64,7 +64,8 @@ class _AdaptedLayer:
 
     def chunk_forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the layer's own, of encoders that are given chunk after chunk."""
-        return self._followed(self._layer.chunk_forward, args, kwargs)
+        layer: Any = self._layer  # one that can do it
+        return self._followed(layer.chunk_forward, args, kwargs)
 
     def _followed(
         self, layer: Callable[..., Any], args: Any, kwargs: dict[str, Any]

@@ -76,7 +76,8 @@ def check(config: Mapping[str, Any], folder: Path) -> None:
             )
         return
     path = Path(str(name))
-    local = os.path.isabs(name) or ".." in path.parts or path.expanduser().exists()
+    local = os.path.isabs(name) or str(name).startswith("~") or ".." in path.parts
+    local = local or path.exists()
     if is_whisper(str(name)) or local and not whole(path).is_relative_to(whole(folder)):
         raise BaseModelError(
             f"{folder}: this pack names the base {name}, which is a place on another "

@@ -48,7 +48,7 @@ def choose(args: argparse.Namespace, whole: bool, half: bool) -> Choice:
         whole: Whether it is wanted in any case.
         half: Whether weights are to be stored with 16 bits, which makes them others.
     """
-    if args.decoder != NAME or not str(args.encoder).endswith(NAME):
+    if getattr(args, "decoder", None) != NAME or not str(args.encoder).endswith(NAME):
         return Choice()
     if whole:
         return Choice(why="as --whole says")
