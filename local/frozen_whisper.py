@@ -29,12 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", type=Path, required=True, help="the base's")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the base's, and what is to be read in its place (with whole paths)",
+    )
     parser.add_argument("--seconds", type=int, required=True, help="of a window")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     args = parser.parse_args(arguments)
     with one_line():
-        config = read_yaml(args.config)
+        config = {}
+        for path in args.config:
+            config.update(read_yaml(path))
         if config.get("encoder") == "whisper" and args.seconds < OWN:
             config["encoder"] = "hra_whisper"
             config["encoder_conf"] = {

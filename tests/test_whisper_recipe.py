@@ -134,8 +134,10 @@ def test_a_frozen_whisper_hears_windows_of_the_length_that_is_asked_for(tmp_path
     name = written(Sizes(80, 1500, 32, 2, 2, 51865, 448, 32, 2, 2))
     base = {"whisper_model": name, "do_pad_trim": True}
     config = {"encoder": "whisper", "encoder_conf": base, "bpemodel": "b"}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
-    options = ["--config", tmp_path / "base.yaml", "--out", tmp_path / "frozen.yaml"]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**config, "bpemodel": "a"}))
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump({"bpemodel": "b"}))
+    paths = [tmp_path / "base.yaml", tmp_path / "keys.yaml"]
+    options = ["--config", *paths, "--out", tmp_path / "frozen.yaml"]
     assert local("frozen_whisper.py", *options, "--seconds", "30").returncode == 0
     assert yaml.safe_load((tmp_path / "frozen.yaml").read_text()) == config
     assert local("frozen_whisper.py", *options, "--seconds", "3").returncode == 0

@@ -878,7 +878,7 @@ stage_9() {
     local config=${base_config}
     if "${whisper}"; then
         config=${work}/frozen.yaml
-        "${prepare_python}" local/frozen_whisper.py --config "${base_keys}" \
+        "${prepare_python}" local/frozen_whisper.py --config "${base_config}" "${base_keys}" \
             --seconds "${frozen_seconds}" --out "${config}"
     fi
     decode "${frozen_decode}" "${config}" "${base_model}" false "${frozen_sets[@]}"
