@@ -543,7 +543,7 @@ train() {
 # decode FOLDER CONFIG MODEL WITH_TASKS SET...: decode evaluation sets in one go (starting
 # a process costs more than decoding some hundred utterances), then part the results.
 decode() {
-    local folder=$1 job jobs=() set name options=() texts lists lengths
+    local folder=$1 job jobs=() set name options=() texts lists
     local failed=false sets=("${@:5}")
     # What runs in the background does not hear Ctrl-C.
     trap 'kill "${jobs[@]}" 2>/dev/null; exit 130' INT TERM
@@ -555,14 +555,8 @@ decode() {
         options+=(--data_path_and_name_and_type "${dump}/eval/utt2lang,utt2lang,text")
     fi
     mapfile -t lists < <(files_of "${dump}" wav.scp "${sets[@]}")
-    # What is alike in length is decoded together, for the padding is computed as well.
-    mapfile -t lengths < <(files_of "${dump}" speech_shape "${sets[@]}")
     for ((job = 1; job <= inference_nj; job++)); do
-        if "${whisper}"; then
-            sort -k 2,2n -k 1,1 "${lengths[@]}"
-        else
-            sort "${lists[@]}"
-        fi |
+        sort "${lists[@]}" |
             awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
                 >"${folder}/jobs/keys.${job}"
         if [ ! -s "${folder}/jobs/keys.${job}" ]; then
