@@ -1,6 +1,7 @@
 """Small bases of other ESPnet tasks than asr, as ESPnet's own programs train them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,18 @@ _BASES: dict[str, dict[str, Any]] = {
         "token_type": "bpe",
     },
 }
+
+
+@contextlib.contextmanager
+def moved_away(folder: Path) -> Iterator[Path]:
+    """A block in which a folder is somewhere else."""
+    elsewhere = folder.parent / "somewhere" / folder.name
+    elsewhere.parent.mkdir(exist_ok=True)
+    folder.rename(elsewhere)
+    try:
+        yield elsewhere
+    finally:
+        elsewhere.rename(folder)
 
 
 def make_data(an4: dict[str, Path], folder: Path) -> dict[str, Path]:

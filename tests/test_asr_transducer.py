@@ -1,6 +1,5 @@
 """Models of the ESPnet task asr_transducer, adapted: offline and chunk by chunk."""
 
-import contextlib
 import math
 import pickle
 import shutil
@@ -18,7 +17,7 @@ from adaptations import waves
 from espnet2.asr.transducer.rnnt_multi_blank.rnnt_multi_blank import RNNTLossNumba
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.bin import asr_transducer_inference
-from espnet_tasks import adaptation, decoded, make_base, make_data, streams
+from espnet_tasks import adaptation, decoded, make_base, make_data, moved_away, streams
 
 import espnet_hra
 from espnet_hra import cli
@@ -46,17 +45,6 @@ def command(*words: object) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(word) for word in words])
     assert not ended.value.code, ended.value.code
-
-
-@contextlib.contextmanager
-def moved_away(folder: Path):
-    """A block in which a folder is gone."""
-    elsewhere = folder.with_name("elsewhere")
-    folder.rename(elsewhere)
-    try:
-        yield
-    finally:
-        elsewhere.rename(folder)
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:

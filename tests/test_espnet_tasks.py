@@ -1,6 +1,5 @@
 """Models of the ESPnet tasks s2t, s2t_ctc, st and slu, adapted."""
 
-import contextlib
 import math
 import pickle
 import shutil
@@ -24,6 +23,7 @@ from espnet_tasks import (
     decoding,
     make_base,
     make_data,
+    moved_away,
     streams,
 )
 from small_encoders import (
@@ -77,17 +77,6 @@ def make_loud(model: Path) -> None:
         tensor += 0.5 * torch.randn(tensor.shape, generator=generator)
     path = (model / MODEL).resolve()
     torch.save(state, path)
-
-
-@contextlib.contextmanager
-def moved_away(folder: Path):
-    """A block in which a folder is gone."""
-    elsewhere = folder.with_name("elsewhere")
-    folder.rename(elsewhere)
-    try:
-        yield
-    finally:
-        elsewhere.rename(folder)
 
 
 @pytest.fixture(scope="session")

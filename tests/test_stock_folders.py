@@ -19,6 +19,7 @@ import soundfile
 import soxr
 import yaml
 from adaptations import waves
+from espnet_tasks import moved_away
 from test_training import ADAPTATION, streams
 
 import espnet_hra
@@ -60,18 +61,6 @@ def within(folder: Path):
         yield
     finally:
         os.chdir(before)
-
-
-@contextlib.contextmanager
-def moved_away(folder: Path):
-    """Let a folder be somewhere else for a while."""
-    elsewhere = folder.parent / "somewhere" / "else"
-    elsewhere.parent.mkdir(exist_ok=True)
-    folder.rename(elsewhere)
-    try:
-        yield elsewhere
-    finally:
-        elsewhere.rename(folder)
 
 
 def command(*argv: object) -> None:

@@ -481,9 +481,8 @@ need() {
 # number_of KEY CONFIG [WORD...]: the number that a key has in a configuration, if any;
 # options win.
 number_of() {
-    local number
-    number=$(sed -n "s/^$1: *\([0-9]\+\).*/\1/p" "$2")
-    local key=$1
+    local number key=$1
+    number=$(sed -n "s/^${key}: *\([0-9]\+\).*/\1/p" "$2")
     shift 2
     while [ $# -gt 0 ]; do
         case "$1" in
@@ -543,8 +542,8 @@ train() {
 # decode FOLDER CONFIG MODEL WITH_TASKS SET...: decode evaluation sets in one go (starting
 # a process costs more than decoding some hundred utterances), then part the results.
 decode() {
-    local folder=$1 job jobs=() set name options=() texts lists
-    local failed=false sets=("${@:5}")
+    local folder=$1 job jobs=() set name options=() texts lists failed=false
+    local sets=("${@:5}")
     # What runs in the background does not hear Ctrl-C.
     trap 'kill "${jobs[@]}" 2>/dev/null; exit 130' INT TERM
     rm -rf "${folder}"
@@ -1056,6 +1055,8 @@ what_next() {
     echo "  Train longer; compare with another adapter"
     if [ "${configs}" = conf ] && grep -qs "^${method}_long:" conf/variants.yaml; then
         echo "    ${again} --variant ${method}_long"
+    elif [ "${configs}" = conf/whisper ]; then
+        echo "    ${again} --variant ${method}_x3"
     else
         echo "    ${again} --asr_args '--max_epoch 50'"
     fi

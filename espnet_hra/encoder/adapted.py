@@ -114,9 +114,9 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         """
         with self.adapter.heads.hold():
             names = self._names(args[0] if args else next(iter(kwargs.values())))
-            adapter = self.adapter
-            together = adapter.mixes and self.layer_list.batch_first
-            together = together or adapter.common is not None
+            together = self.adapter.in_one_pass and (
+                self.layer_list.batch_first or self.adapter.common is not None
+            )
             if len(set(names)) > 1 and not together:
                 return mixed.task_by_task(
                     names,
