@@ -650,10 +650,10 @@ def test_files_of_one_name_stay_apart_in_a_pack(models, tmp_path):
 def test_an_adaptation_without_its_base_says_what_to_do(models, bases, tmp_path):
     """Its token model and statistics are in the base's recipe as well."""
     folder, model = bases("st").parent, models("st")
-    with moved_away(folder):
+    with moved_away(folder) as there:
         with pytest.raises(BaseModelError, match="say with --pretrained_model"):
             opened(model)
-        elsewhere = str(folder.with_name("elsewhere") / bases("st").name)
+        elsewhere = str(there / bases("st").name)
         assert opened(model, pretrained_model=elsewhere).tasks == tuple(TASKS)
         words = ("--pretrained_model", elsewhere, "--license", "cc0-1.0")
         pack = ("--out", str(tmp_path / "pack"))
