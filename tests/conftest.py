@@ -36,6 +36,18 @@ BASE_CONFIG = {
 }
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Each test begins with as many threads as the first; a sum's bits depend on it.
+
+    The transducer's loss, for one, changes the number for all that comes after it.
+    """
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
 @pytest.fixture(scope="session")
 def an4(tmp_path_factory) -> dict[str, Path]:
     """Kaldi-style folders `train`, `dev`, `test` with real speech, and `tokens`."""
