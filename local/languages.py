@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.errors import ConfigError
 from espnet_hra.names import listing
+from espnet_hra.whisper.tokens import code_of
 
 from corpus import CorpusError, one_line
 
@@ -45,6 +47,9 @@ def languages_of(
     found: dict[str, set[str]] = defaultdict(set)
     for utterance, task in tasks.items():
         found[task].update({lang or spoken.get(utterance, "")} - {""})
+    for task, codes in found.items():
+        for code in codes:
+            check_language(task, code)
     silent = [task for task in sorted(set(tasks.values())) if not found[task]]
     if silent and hear is not None:
         for task, code in hear(silent).items():
@@ -62,6 +67,20 @@ def languages_of(
             "a task of each in utt2task, or correct utt2lang"
         )
     return {task: codes.pop() for task, codes in sorted(found.items())}
+
+
+def check_language(task: str, code: str) -> None:
+    """Refuse a language that Whisper has no token for.
+
+    Raises:
+        CorpusError: It has none.
+    """
+    try:
+        code_of(code)
+    except ConfigError as error:
+        raise CorpusError(
+            f"the task {task}: {error} (in utt2lang, or --lang)"
+        ) from error
 
 
 class Listener:
@@ -165,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hear = Listener(*args.model, args.utt2task.parent, kept)
         languages = languages_of(read_entries(args.utt2task), spoken, args.lang, hear)
         tasks = read_entries(args.eval / "utt2task")
-        lines = [f"{utt} {languages[task]}" for utt, task in sorted(tasks.items())]
+        lines = [f"{utt} {languages[task]}" for utt, task in tasks.items()]
         write_lists(args.eval, {"utt2lang": lines})
         args.out.write_text(json.dumps(languages) + "\n", encoding="utf-8")
     return 0

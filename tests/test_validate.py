@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from espnet_hra.cli import main as espnet_hra
 from espnet_hra.commands.validate import main
@@ -1136,3 +1137,41 @@ def test_skip_bad_takes_a_value_in_every_command(command: list, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         espnet_hra([*command, "--skip_bad", "maybe"])
     assert "argument --skip_bad: invalid str2bool value" in capsys.readouterr().err
+
+
+def test_what_is_longer_than_whisper_hears_is_a_problem_or_left_out(
+    data: Data, tmp_path: Path, capsys
+) -> None:
+    """Its encoder would hear 30 seconds, and its decoder be taught all the words."""
+    for name, seconds in (("long", 30.1), ("whole", 30.0)):
+        samples = np.zeros(int(16000 * seconds), np.int16)
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, value in (("wav.scp", "{}/{}.wav"), ("text", "a b")):
+        lines = [f"{u} {value.format(tmp_path, u)}\n" for u in ("long", "whole")]
+        (folder / name).write_text("".join(lines))
+    (tmp_path / "tokens.txt").write_text("a\nb\n")
+    config = tmp_path / "config.yaml"
+    keys = {"bpemodel": "whisper_en", "token_type": "whisper_en"}
+    config.write_text(
+        yaml.safe_dump({**keys, "token_list": str(tmp_path / "tokens.txt")})
+    )
+    requirements = requirements_from_config(yaml.safe_load(config.read_text()))
+    assert requirements.longest == 30
+    requirements.tokenizer = str.split
+    report = check(folder / "wav.scp", folder / "text", requirements=requirements)
+    assert report.counts == {"too long": 1} and report.good == ["whole"]
+    assert "30.1 s; the model hears 30 s at once" in report.format()
+    # Texts that are only compared with may be of any length.
+    assert check(folder / "wav.scp", requirements=requirements).ok
+    report = check(
+        folder / "wav.scp", folder / "text", requirements=requirements, skip_long=True
+    )
+    assert report.ok and report.good == ["whole"] and report.too_long == ["long"]
+    out = tmp_path / "out"
+    options = ["--config", config, "--skip_long", "true", "--out_dir", out]
+    assert main([str(folder), *map(str, options)]) == 0
+    said = capsys.readouterr().out
+    assert "left out, as the model hears 30 s at once: 1 utterance (long)" in said
+    assert (out / "text").read_text() == "whole a b\n"

@@ -49,7 +49,7 @@ def test_the_language_of_a_task_is_that_of_its_utterances(data):
     done = languages(data, *lists)
     assert done.returncode == 0, done.stderr
     assert json.loads((data / "languages.json").read_text()) == {"a": "fr", "b": "ru"}
-    assert (data / "eval" / "utt2lang").read_text() == "a-9 fr\nb-9 ru\n"
+    assert (data / "eval" / "utt2lang").read_text() == "b-9 ru\na-9 fr\n"
     assert languages(data, "--lang", "it").returncode == 0
     assert json.loads((data / "languages.json").read_text()) == {"a": "it", "b": "it"}
 
@@ -62,6 +62,15 @@ def test_no_language_or_several_are_refused_in_one_line(data):
     (data / "utt2lang").write_text("a-1 fr\na-2 en\nb-1 en\n")
     done = languages(data, "--utt2lang", data / "utt2lang")
     assert "the task a has several languages (en, fr)" in done.stderr
+
+
+def test_a_language_that_whisper_lacks_is_refused_in_one_line(data):
+    (data / "utt2lang").write_text("a-1 fr\nb-1 tlh\n")
+    for options in (("--utt2lang", data / "utt2lang"), ("--lang", "tlh")):
+        done = languages(data, *options)
+        assert done.returncode and done.stderr.count("\n") == 1
+        assert "language 'tlh': Whisper has no token for it; it knows" in done.stderr
+        assert not (data / "languages.json").exists()
 
 
 def test_what_is_heard_is_kept_and_told_languages_win(data, monkeypatch):

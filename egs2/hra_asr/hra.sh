@@ -555,7 +555,7 @@ decode() {
     fi
     mapfile -t lists < <(files_of "${dump}" wav.scp "${sets[@]}")
     for ((job = 1; job <= inference_nj; job++)); do
-        sort "${lists[@]}" |
+        cat "${lists[@]}" | in_order_of "${dump}/eval/ids" |
             awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
                 >"${folder}/jobs/keys.${job}"
         if [ ! -s "${folder}/jobs/keys.${job}" ]; then
@@ -705,6 +705,7 @@ stage_4() {
             --utt2task "${from}/${set}/utt2task" \
             --config "${config}" \
             --skip_bad "${skip_bad}" \
+            --skip_long true \
             --report "${log_dir}/validate_${set}.txt" \
             --out_dir "${dump}/${set}"
         if [ "${#options[@]}" -eq 0 ]; then
@@ -726,16 +727,24 @@ stage_4() {
             fail "no utterance of ${set} has a task with training data"
         fi
     done
-    # One list for all that is decoded.
+    # One list for all that is decoded, short ones first: a batch is as long as its
+    # longest, and ESPnet takes batches in the order of the list.
     mkdir -p "${dump}/eval"
+    files_of "${dump}" speech_shape "${eval_sets[@]}" | tr '\n' '\0' |
+        xargs -0 cat | sort -t ' ' -k 2,2n -k 1,1 | cut -d ' ' -f 1 >"${dump}/eval/ids"
     for name in wav.scp text utt2task; do
         files_of "${dump}" "${name}" "${eval_sets[@]}" | tr '\n' '\0' |
-            xargs -0 cat | sort >"${dump}/eval/${name}"
+            xargs -0 cat | in_order_of "${dump}/eval/ids" >"${dump}/eval/${name}"
     done
-    ids=$(cut -d ' ' -f 1 "${dump}/eval/wav.scp" | uniq -d | head -n 3 | tr '\n' ' ')
+    ids=$(sort "${dump}/eval/ids" | uniq -d | head -n 3 | tr '\n' ' ')
     if [ -n "${ids}" ]; then
         fail "utterance ids that stand in both ${eval_sets[*]}: ${ids}... (rename them)"
     fi
+}
+
+# in_order_of IDS: the lines of a list (of standard input) in the order of these ids.
+in_order_of() {
+    awk 'NR == FNR { line[$1] = $0; next } $1 in line { print line[$1] }' - "$1"
 }
 
 # leave_out FOLDER TASKS: keep utterances of these tasks only, in all lists there.
@@ -1139,7 +1148,7 @@ if wanted 4; then
     mapfile -t outputs < <(files_of "${dump}" audio_stamp "${all_sets[@]}")
     key=$(digest 4 "${key[@]}" "@${validation_config}" "${skip_bad}" "${clean_text}" \
         "${all_sets[*]}")
-    run_stage 4 "Validation" "${subset:--}" "${key}" all stage_4 "${dump}/eval/utt2task" \
+    run_stage 4 "Validation" "${subset:--}" "${key}" all stage_4 "${dump}/eval/ids" \
         "${outputs[@]}"
 fi
 

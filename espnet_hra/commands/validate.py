@@ -13,6 +13,7 @@ from espnet_hra.data.requirements import Requirements, requirements_from_config
 from espnet_hra.errors import DataError
 from espnet_hra.files import atomic
 from espnet_hra.files.config import read_yaml
+from espnet_hra.names import listing
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _EXAMPLES = """examples:
 
 def get_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    from espnet2.utils.types import str_or_none
+    from espnet2.utils.types import str2bool, str_or_none
 
     parser = argparse.ArgumentParser(
         prog="espnet-hra validate",
@@ -54,6 +55,14 @@ def get_parser() -> argparse.ArgumentParser:
         "for every model at 16 kHz is found",
     )
     add_skip_bad(parser)  # needs --out_dir
+    parser.add_argument(
+        "--skip_long",
+        type=str2bool,
+        default=False,
+        metavar="true|false",
+        help="Leave out and count utterances that are longer than the model hears at "
+        "once, which are a problem otherwise (default: false)",
+    )
     parser.add_argument(
         "--report", type=str_or_none, help="Where to write the whole report"
     )
@@ -97,12 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 lists.get("utt2task"),
                 requirements=requirements,
                 jobs=args.jobs,
+                skip_long=args.skip_long,
             )
             for name, lists in sets.items()
         }
         if args.report is not None:
             _write_report(Path(args.report), reports)
-        fit = [_say(args, name, report) for name, report in reports.items()]
+        fit = [
+            _say(args, name, report, requirements.longest)
+            for name, report in reports.items()
+        ]
         if not all(fit):
             return 1  # and nothing is written, of the sound folders neither
         if args.out_dir is not None:
@@ -158,9 +171,17 @@ def _write_report(path: Path, reports: dict[str, Report]) -> None:
     atomic.write(path, "\n\n".join(texts) + "\n")
 
 
-def _say(args: argparse.Namespace, name: str, report: Report) -> bool:
+def _say(
+    args: argparse.Namespace, name: str, report: Report, longest: float | None
+) -> bool:
     """Say what was found in a set, and whether training can go on with it."""
     said = f"{name}: " if name else ""
+    if report.too_long:
+        print(
+            f"{said}left out, as the model hears {longest:g} s at once: "
+            f"{number(len(report.too_long), 'utterance')} "
+            f"({listing(report.too_long)}); cut them to train on them"
+        )
     if report.ok:
         if name or args.out_dir is None:
             print(f"{said}{report.summary()}")

@@ -40,6 +40,7 @@ def check(
     requirements: Requirements,
     jobs: int | None = None,
     settle: Callable[[str], str] | None = None,
+    skip_long: bool = False,
 ) -> Report:
     """Check the lists of a data directory and all that they name.
 
@@ -52,6 +53,7 @@ def check(
         jobs: The number of recordings to read at once; by default one for each CPU
             that may be used, at most eight.
         settle: Gives an entry of ``wav_scp`` the path that it has from here.
+        skip_long: Leave out what is too long for the model, as no problem.
 
     Returns:
         All problems, and the lengths of what is good. Bad data never raise.
@@ -102,6 +104,9 @@ def check(
         for problem in audio.problems:
             tell(problem.kind, utterance, problem.detail, problem.remedy)
         if audio.samples:
+            if skip_long and _too_long(audio.samples, requirements):
+                report.too_long.append(utterance)
+                continue
             samples[utterance] = audio.samples
             _check_length(utterance, audio.samples, tokens, requirements, tell)
 
@@ -359,6 +364,11 @@ def _remedy_for_unknown(
     )
 
 
+def _too_long(n_samples: int, requirements: Requirements) -> bool:
+    longest = requirements.longest
+    return longest is not None and n_samples > longest * requirements.sample_rate
+
+
 def _check_length(
     utterance: str,
     n_samples: int,
@@ -366,11 +376,19 @@ def _check_length(
     requirements: Requirements,
     tell: _Tell,
 ) -> None:
-    """Enough samples for the subsampling, and enough frames for CTC."""
+    """Enough samples for the subsampling and for CTC, and not too many to hear."""
+    seconds = n_samples / requirements.sample_rate
+    if _too_long(n_samples, requirements) and utterance in tokens:
+        tell(
+            "too long",
+            utterance,
+            f"{seconds:.1f} s; the model hears {requirements.longest:g} s at once, and "
+            "would be taught the words of what it does not hear",
+            "Cut the recording at a pause and its text with it, or leave it out.",
+        )
     if requirements.frames is None:
         return
     frames = requirements.frames(n_samples)
-    seconds = n_samples / requirements.sample_rate
     if frames < 1:
         tell(
             "too short",

@@ -34,6 +34,7 @@ class Report:
         bad: The utterances that cannot be trained on.
         unknown_tokens: For every token that the model does not know, the number of
             utterances that have it.
+        too_long: The utterances that were left out as they are too long.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Report:
     tokens: dict[str, int] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
     unknown_tokens: dict[str, int] = field(default_factory=dict)
+    too_long: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

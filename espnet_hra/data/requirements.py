@@ -41,6 +41,10 @@ _ENCODERS = {
 }
 
 
+#: What Whisper hears at once. ESPnet's encoder cuts the rest off in silence.
+WHISPER_SECONDS = 30.0
+
+
 @dataclass
 class Requirements:
     """What the model needs of its data; None claims nothing.
@@ -52,6 +56,8 @@ class Requirements:
         frames: The number of encoder frames for a number of samples, 0 if they are
             too few for the subsampling.
         tasks: The tasks of the model; None accepts every valid name.
+        longest: The seconds that the model hears of an utterance it learns from; None
+            for all.
         ctc: Whether a CTC loss is computed, which needs a frame for every token and
             one between two equal ones.
     """
@@ -61,6 +67,7 @@ class Requirements:
     tokens: Collection[str] | None = None
     frames: Callable[[int], int] | None = None
     tasks: Collection[str] | None = None
+    longest: float | None = None
     ctc: bool = True
 
 
@@ -135,6 +142,8 @@ def requirements_from_config(
         ctc=_ctc_weight(config) != 0.0,
     )
     tokens = _tokens_from_config(config)
+    if tokens is not None and str(config.get("bpemodel")).startswith("whisper_"):
+        requirements.longest = WHISPER_SECONDS
     try:
         tokenizer = None if tokens is None else _tokenizer_from_config(config)
     except OSError as error:
