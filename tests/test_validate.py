@@ -1146,7 +1146,7 @@ def test_what_is_longer_than_whisper_hears_is_a_problem_or_left_out(
     for name, seconds in (("long", 30.1), ("whole", 30.0)):
         samples = np.zeros(int(16000 * seconds), np.int16)
         soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
-    folder = tmp_path / "data"
+    folder = tmp_path / "lists"
     folder.mkdir()
     for name, value in (("wav.scp", "{}/{}.wav"), ("text", "a b")):
         lines = [f"{u} {value.format(tmp_path, u)}\n" for u in ("long", "whole")]
