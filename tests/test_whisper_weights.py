@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import socket
 import struct
 import zipfile
 from pathlib import Path
@@ -244,6 +245,26 @@ def test_speech2text_opens_it_by_name(tmp_path, state):
     by_name = espnet_hra.Speech2Text.from_pretrained(f"whisper:{path}", language="it")
     direct = espnet_hra.Speech2Text(f"whisper:{path}", language="it")
     assert by_name(wave)[0][2] == direct(wave)[0][2]
+
+
+def test_every_kind_of_file_reads_the_same_words_and_asks_no_network(
+    tmp_path, state, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a local source needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    wave = np.random.default_rng(0).standard_normal(8000)
+    found = {}
+    for form, write in FORMS.items():
+        (tmp_path / form).mkdir()
+        path = write(tmp_path / form, state)
+        opened = espnet_hra.Speech2Text.from_pretrained(f"whisper:{path}", language="it")
+        text, tokens, numbers, hypothesis = opened(wave)[0]
+        found[form] = (text, tokens, numbers, float(hypothesis.score))
+    assert found["openai"] == found["hugging_face"] == found["ctranslate2"]
+    assert len(found["openai"][2]) > 3
 
 
 # --------------------------------------------------------------------- the sources
