@@ -255,16 +255,18 @@ def test_every_kind_of_file_reads_the_same_words_and_asks_no_network(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    wave = np.random.default_rng(0).standard_normal(8000)
+    waves = np.random.default_rng(0).standard_normal((3, 8000))
     found = {}
     for form, write in FORMS.items():
         (tmp_path / form).mkdir()
         path = write(tmp_path / form, state)
-        opened = espnet_hra.Speech2Text.from_pretrained(f"whisper:{path}", language="it")
-        text, tokens, numbers, hypothesis = opened(wave)[0]
-        found[form] = (text, tokens, numbers, float(hypothesis.score))
+        opened = espnet_hra.Speech2Text.from_pretrained(
+            f"whisper:{path}", language="it"
+        )
+        read = [opened(wave)[0] for wave in waves]
+        found[form] = [(text, numbers, float(h.score)) for text, _, numbers, h in read]
     assert found["openai"] == found["hugging_face"] == found["ctranslate2"]
-    assert len(found["openai"][2]) > 3
+    assert all(text for text, *_ in found["openai"])
 
 
 # --------------------------------------------------------------------- the sources
