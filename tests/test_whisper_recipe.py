@@ -129,7 +129,7 @@ def test_the_configuration_for_whisper_is_one_that_its_encoder_takes():
     )
     wave = torch.randn(2, 16_000, requires_grad=True)
     out, frames, _ = encoder.train()(wave, torch.tensor([16_000, 8_000]))
-    assert out.shape == (2, 100, 32)  # with a second of silence, also under SpecAugment
+    assert out.shape == (2, 100, 32)  # with a second of silence
     assert frames.tolist() == [50, 25]
     out.square().mean().backward()
     assert encoder.adapter.heads.vector("a").grad.any()
