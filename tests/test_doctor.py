@@ -1,4 +1,4 @@
-"""Proof that an adapter is at work: `doctor`, and what a transcript says of its task."""
+"""Proof that an adapter is at work: `doctor`, and what transcripts say of it."""
 
 import re
 import shutil

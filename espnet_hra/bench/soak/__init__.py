@@ -17,6 +17,8 @@ from pathlib import Path
 #: what it does, and how much of it by default.
 PARTS = {
     "recipe": ("kills of the recipe on mini AN4", 50),
+    "adapt": ("kills of adapt", 10),
+    "tasks": ("kills of tasks add, import and remove", 50),
 }
 
 

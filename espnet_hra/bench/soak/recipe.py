@@ -229,14 +229,20 @@ def _one_run(recipe: Recipe, course: Course, rnd: random.Random, found: Found) -
             who = group.kill(who, rnd)
         at_write.choose(recipe.hook, 0)
         _after(recipe, group, who, found)
-        if group.process.returncode == 0:
-            break  # it was at its end
+        status = group.process.returncode
         now = (_BEGUN.findall(group.said) or ["0"])[-1]
         if now in {number for number, _ in _DONE.findall(group.said)}:
             now = "between"
         found.kills[now] += 1
         found.who[who] += 1
         found.how[how] += 1
+        print(
+            f"recipe: run {found.runs}: {who} killed at a {how} in stage {now}: "
+            f"status {status}",
+            flush=True,
+        )
+        if status == 0:
+            break  # whoever was killed, the run came to its end
     group = recipe.start()
     status = group.wait(_PATIENCE)
     if status != 0:
