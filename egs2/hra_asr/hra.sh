@@ -973,9 +973,10 @@ is no result. The dev set is the training set."
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
+    # Status 3: a task has become worse. The tables are whole; the end of the run says it.
     announce "${python_words[@]}" -m espnet_hra.cli score --method "${label}" \
         --seed "${seed}" --params "${asr_exp}/params.json" \
-        "${options[@]}" "${adapted[@]}"
+        "${options[@]}" "${adapted[@]}" || [ $? -eq 3 ]
 }
 
 stage_14() {
@@ -1292,4 +1293,9 @@ if wanted 13; then
     echo "Results: $(from_there "${work}/RESULTS.md")"
     echo "Picture: $(from_there "${work}/results.png")"
     what_next
+    sick=$(grep -F -- " (${label}, seed ${seed}, " "${work}/RESULTS.md" || true)
+    if [ -n "${sick}" ]; then
+        printf '\nTasks that need a look:\n%s\n' "${sick}" >&2
+        exit 3
+    fi
 fi

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Recipe:
 
     Args:
         folder: A folder for both; made if it is not there.
+        options: More options of its runs.
 
     Attributes:
         script: The copy's ``run.sh``.
@@ -59,9 +61,10 @@ class Recipe:
         env: Variables that its runs need.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, options: Sequence[str] = ()):
         from espnet_hra.files.shipped import find_recipe
 
+        self.options = tuple(options)
         self.folder = folder
         self.script = folder / "recipe" / "run.sh"
         self.work = folder / "exp" / "mini_an4"
@@ -89,6 +92,7 @@ class Recipe:
         """Start a run of all stages."""
         command = ["bash", str(self.script), "--corpus", "mini_an4"]
         command += ["--python", sys.executable, "--expdir", str(self.folder / "exp")]
+        command += self.options
         return Group(command, self.folder / log, self.env, self.folder)
 
 
@@ -100,17 +104,21 @@ class Course:
     changes: dict[str, int]
 
 
-def reference(folder: Path) -> tuple[Recipe, Course]:
+def reference(folder: Path, options: Sequence[str] = ()) -> tuple[Recipe, Course]:
     """A run that is not disturbed; one that is there already is taken.
+
+    Args:
+        folder: For all runs.
+        options: More options of the recipe.
 
     Raises:
         UserError: It fails.
     """
-    recipe = Recipe(folder / "reference")
+    recipe = Recipe(folder / "reference", options)
     marker = recipe.folder / "course.tsv"
     if not marker.exists():
         shutil.rmtree(recipe.folder)
-        recipe = Recipe(folder / "reference")
+        recipe = Recipe(folder / "reference", options)
         group = recipe.start()
         seen: dict[str, list[tuple[float, int]]] = {}
         while group.alive():
@@ -135,7 +143,9 @@ def reference(folder: Path) -> tuple[Recipe, Course]:
     )
 
 
-def soak(folder: Path, kills: int, seed: int, command: str) -> list[Row]:
+def soak(
+    folder: Path, kills: int, seed: int, command: str, options: Sequence[str] = ()
+) -> list[Row]:
     """Kill runs until there were so many kills, and compare what comes out.
 
     Args:
@@ -143,15 +153,16 @@ def soak(folder: Path, kills: int, seed: int, command: str) -> list[Row]:
         kills: How many, at least; a run is brought to its end in any case.
         seed: Of the random moments.
         command: What does the same again.
+        options: More options of the recipe.
     """
-    whole, course = reference(folder)
+    whole, course = reference(folder, options)
     rnd, found = random.Random(seed), Found()
     while sum(found.kills.values()) < kills and len(found.wrong) < 10:
         found.runs += 1
         place = folder / f"killed{found.runs}"
         shutil.rmtree(place, ignore_errors=True)
         before = len(found.wrong)
-        _one_run(Recipe(place), course, rnd, found)
+        _one_run(Recipe(place, options), course, rnd, found)
         if len(found.wrong) == before:
             found.wrong += differences(whole, Recipe(place), f"run {found.runs}")
         if len(found.wrong) == before:
