@@ -120,6 +120,7 @@ def _child(words: list[str], folder: Path, log: Path, at: Moment | None) -> None
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(file, stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # not a test's
         if at is not None and at.kind == "byte":
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(at.value),) * 2)
