@@ -343,8 +343,9 @@ def _results(recipe: Recipe) -> dict[str, dict[str, Any]]:
         )
 
     def read(paths: list[Path]) -> dict[str, Any]:
-        # Times of files stand in the stamps.
+        # Times of files stand in the stamps; what was left half written is hidden.
         paths = [p for p in paths if p.is_file() and p.name != "audio_stamp"]
+        paths = [p for p in paths if not p.name.startswith(".")]
         return {key(path): content(path) for path in paths if path.suffix != ".flac"}
 
     from espnet_hra.files.checkpoint import read_state
