@@ -17,7 +17,7 @@ PYTEST_ARGS :=
 
 SCRIPTS := $(wildcard .ci/run local/*.sh egs2/hra_asr/*.sh)
 
-.PHONY: help venv run test test-slow lint compatibility docs clean
+.PHONY: help venv run test test-slow soak lint compatibility docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*##/\1	/p' Makefile | expand -t 12
@@ -59,6 +59,10 @@ test: $(STAMP)  ## run the quick tests; print the coverage and the ten slowest
 
 test-slow: $(STAMP)  ## run the tests that train models
 	@$(BIN)/python -m pytest -m slow --timeout 1800 -q $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## kill, load and damage it for hours; ARGS="--only tasks --count 9"
+	@$(BIN)/espnet-hra bench soak --results docs/reliability.tsv \
+	    --page docs/reliability.md $(ARGS)
 
 lint: $(STAMP)  ## check style, types, imports and docs
 	@$(BIN)/ruff format --check --diff -q .

@@ -34,6 +34,7 @@ fail_for_space() {
 }
 
 # digest ITEM...: a checksum of words, and of the contents of what is given as @PATH.
+# Fails if one of its programs does, or is killed: results of another key are moved aside.
 digest() {
     local item path
     for item in "$@"; do
@@ -43,23 +44,25 @@ digest() {
                 if [ -d "${path}" ]; then
                     # Names inside the folder, so that it may be moved.
                     (cd "${path}" && find -L . -type f -print0 | sort -z |
-                        xargs -0 sha256sum)
+                        xargs -0 sha256sum) || exit 1
                 elif [ -f "${path}" ]; then
-                    sha256sum <"${path}"
+                    sha256sum <"${path}" || exit 1
                 else
                     echo "missing ${path}"
                 fi
                 ;;
             *) printf '%q\n' "${item}" ;;
         esac
-    done | sha256sum | cut -d ' ' -f 1
+    done | sha256sum | cut -d ' ' -f 1 ||
+        fail "cannot compute checksums: run the same command again; it goes on from here"
 }
 
 # audio_digest WAV_SCP: changes when one of the files that are listed does.
 audio_digest() {
     # A file that is missing shows as a message, which is as good as a time.
     cut -d ' ' -f 2- "$1" | tr '\n' '\0' |
-        { xargs -0 stat -L -c '%s %Y' -- 2>&1 || true; } | sha256sum | cut -d ' ' -f 1
+        { xargs -0 stat -L -c '%s %Y' -- 2>&1 || [ $? -eq 123 ]; } | sha256sum |
+        cut -d ' ' -f 1
 }
 
 # replace_line FILE KEY [LINE]: put LINE (nothing) in the place of the line that begins

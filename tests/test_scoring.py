@@ -7,6 +7,7 @@ import pytest
 
 from espnet_hra import cli
 from espnet_hra.files.tables import read_table
+from espnet_hra.report import health
 from espnet_hra.report.examples import typical
 from espnet_hra.report.results import Row, Utterance, merge
 from espnet_hra.report.scoring import (
@@ -250,3 +251,37 @@ def test_examples_are_printed_and_stand_on_the_page(tmp_path, capsys):
     assert "## Examples" in page and "say \\| it" in page
     with pytest.raises(SystemExit, match="--before dev=.*: there is no --ref of dev"):
         cli.main([*options, "--before", f"dev={tmp_path}/before"])
+
+
+def rated(method, task, split, errors, seed=1):
+    """Ten utterances of ten characters with so many errors in all."""
+    each = [errors // 10 + (i < errors % 10) for i in range(10)]
+    lines = [
+        Utterance(method, task, split, seed, f"u{i}", 10, n, 2, min(n, 2))
+        for i, n in enumerate(each)
+    ]
+    row = Row(method, task, split, seed, 0, 0, 10, 20, float(errors), float(errors))
+    return row, lines
+
+
+@pytest.mark.parametrize(
+    "frozen, adapted, why",
+    [
+        (30, 10, None),
+        (30, 39, None),  # nine errors more may be chance
+        (30, 40, "worse than the frozen backbone, CER 30.0 -> 40.0"),
+        (30, 100, "worse than the frozen backbone"),
+        (100, 100, "the same errors"),
+        (5, 5, None),  # too few to say
+    ],
+)
+def test_a_task_that_became_worse_is_named(frozen, adapted, why):
+    parts = [rated("none", "a", "dev", frozen, 0), rated("hra", "a", "dev", adapted)]
+    parts += [rated("none", "b", "dev", 30, 0), rated("hra", "b", "dev", 1)]
+    # Dev decides where both have it.
+    parts += [rated("none", "b", "test", 30, 0), rated("hra", "b", "test", 90)]
+    found = health.sick([row for row, _ in parts], sum([n for _, n in parts], []))
+    assert [one.task for one in found] == ([] if why is None else ["a"])
+    if why is not None:
+        assert why in found[0].line() and found[0].line().startswith("a (hra, seed 1, ")
+        assert health.section(found).startswith("## Tasks that need a look\n\n- a (hra")

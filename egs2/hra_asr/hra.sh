@@ -455,7 +455,8 @@ wanted() {
     esac
 }
 
-# files_of ROOT FILE SET...: the names of a file in several data sets, one a line.
+# files_of ROOT FILE SET...: the names of a file in several data sets, one a line; of
+# @ROOT, as items for digest.
 files_of() {
     local set
     for set in "${@:3}"; do
@@ -467,7 +468,7 @@ files_of() {
 contents_of() {
     local file
     for file in wav.scp segments text utt2spk utt2task audio_stamp; do
-        files_of "$1" "${file}" "${@:2}" | sed 's/^/@/'
+        files_of "@$1" "${file}" "${@:2}"
     done
 }
 
@@ -981,9 +982,10 @@ is no result. The dev set is the training set."
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
     fi
+    # Status 3: a task has become worse. The tables are whole; the end of the run says it.
     announce "${python_words[@]}" -m espnet_hra.cli score --method "${label}" \
         --seed "${seed}" --params "${asr_exp}/params.json" \
-        "${options[@]}" "${adapted[@]}"
+        "${options[@]}" "${adapted[@]}" || [ $? -eq 3 ]
 }
 
 stage_14() {
@@ -1155,7 +1157,7 @@ fi
 if wanted 5; then
     if "${train_backbone}"; then
         need "${dump}/${backbone_train}/text" 4
-        mapfile -t key < <(files_of "${dump}" text "${token_sets[@]}" | sed 's/^/@/')
+        mapfile -t key < <(files_of "@${dump}" text "${token_sets[@]}")
         key=$(digest 5 "${key[@]}")
         run_stage 5 "Token list" - "${key}" all stage_5 "${token_list}"
     else
@@ -1266,14 +1268,14 @@ fi
 if wanted 13; then
     load_backbone
     mapfile -t key < <(contents_of "${dump}" "${eval_sets[@]}" &&
-        files_of "${frozen_decode}" text "${frozen_sets[@]}" | sed 's/^/@/')
+        files_of "@${frozen_decode}" text "${frozen_sets[@]}")
     if [ "${method}" = none ]; then
         need "${frozen_decode}/test/text" 9
         tag=none
     else
         need "${asr_decode}/${eval_sets[0]}/text" 12
-        mapfile -t -O "${#key[@]}" key < <(files_of "${asr_decode}" text \
-            "${eval_sets[@]}" | sed 's/^/@/')
+        mapfile -t -O "${#key[@]}" key < <(files_of "@${asr_decode}" text \
+            "${eval_sets[@]}")
         key+=("@${asr_exp}/params.json" "${seed}")
         tag=${asr_tag}
     fi
@@ -1300,4 +1302,9 @@ if wanted 13; then
     echo "Results: $(from_there "${work}/RESULTS.md")"
     echo "Picture: $(from_there "${work}/results.png")"
     what_next
+    sick=$(grep -F -- " (${label}, seed ${seed}, " "${work}/RESULTS.md" || true)
+    if [ -n "${sick}" ]; then
+        printf '\nTasks that need a look:\n%s\n' "${sick}" >&2
+        exit 3
+    fi
 fi

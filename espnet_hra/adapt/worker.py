@@ -12,6 +12,7 @@ import copy
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -38,6 +39,9 @@ _LISTS, _DATA, _EXP, _KEY, _LOCK = "lists", "data", "exp", "key", ".lock"
 
 #: The head that a workbench is built with, to see how heads begin.
 _FIRST = "first"
+
+#: So many times the loss that it began with is none that a training ends with.
+_DIVERGED = 2.0
 
 #: Logging, random numbers and ESPnet's checkpoints belong to the process: where workers
 #: have several threads, or are threads, they take turns.
@@ -212,6 +216,21 @@ def _log_to(path: Path, level: Any) -> Iterator[None]:
             root.addHandler(other)
 
 
+def _check_learned(name: str, before: float | None, after: float | None) -> None:
+    """Refuse a head that is far worse on the dev set than it was at the beginning.
+
+    Raises:
+        TaskError: It is.
+    """
+    if before is None or after is None:
+        return
+    if not math.isfinite(after) or after > _DIVERGED * before:
+        raise TaskError(
+            f"task {name!r}: its training diverged, dev loss {before:.4g} -> "
+            f"{after:.4g}: take a lower rate (optim_conf: lr), or look at its data"
+        )
+
+
 # --------------------------------------------------------------------------- the bench
 
 
@@ -307,6 +326,7 @@ class Workbench:
                     f"task {name!r}: its training has changed nothing (were all losses "
                     "or gradients infinite? its log says it)"
                 )
+            _check_learned(name, found.before.get("loss"), found.after.get("loss"))
             row = {
                 "tensors": copy.deepcopy(encoder.adapter.heads.tensors(name)),
                 "updates": found.updates,

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "speed": "time and memory, against the bare encoder and the rivals",
     "many_tasks": "time, memory and pauses with thousands of tasks",
     "whisper": "how fast an adapted Whisper reads, beside faster-whisper",
+    "soak": "kills, load and damage: does it stand them?",
     "cache_hits": "how often a task is in memory, by popularity and cache size",
 }
 

@@ -1,11 +1,12 @@
 """`espnet-hra score`: error rates of a system per task and split."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_hra.data.lists import read_entries
-from espnet_hra.report import examples, page
+from espnet_hra.report import examples, health, page
 from espnet_hra.report.results import FROZEN, Results, read_params
 from espnet_hra.report.scoring import ScoringError, errors_by_task, tabulate
 
@@ -17,8 +18,11 @@ _EXAMPLE = """example:
 
 writes results.tsv and, with the errors of each utterance, utterances.tsv for programs,
 and RESULTS.md with its pictures for people; rows of other methods, tasks, splits and
-seeds stay as they are.
+seeds stay as they are. The exit status is 3 if a task makes far more errors than with
+the frozen backbone, or exactly as many.
 """
+
+_SICK = 3
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -157,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments, by default those of the process.
 
     Returns:
-        The exit status.
+        The exit status: 3 if a task has become worse, or nothing was learned.
 
     Raises:
         UserError: Something cannot be read, scored or written.
@@ -182,4 +186,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(page.rate_tables(rows))
     if shown:
         print(examples.for_terminal(shown))
-    return 0
+    sick = [
+        one
+        for one in health.sick(results.rows, results.utterances)
+        if (one.method, one.seed) == (args.method, args.seed)
+    ]
+    for one in sick:
+        print(f"espnet-hra score: {one.line()}", file=sys.stderr)
+    return _SICK if sick else 0

@@ -3,7 +3,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from espnet2.utils.types import str2bool
@@ -42,6 +42,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--beam_size", type=int, help="(default: 10; for Whisper 1, without a search)"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="(default: 8)")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="Say of each file which task was used, the checksum of its file, and how "
+        "far it moves the encoder's output (on standard error; takes longer)",
+    )
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     return parser
 
@@ -85,11 +91,31 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed = True
         # Shorter than a window of the frontend: there is nothing to be heard in it.
         long = [w for _, w in batch if frames is None or frames(len(w)) > 0]
-        texts = iter(_decode(speech2text, long))
+        decode = _measured if args.verbose else _decode
+        texts = iter(decode(speech2text, long))
         for name, wave in batch:
             text = next(texts) if frames is None or frames(len(wave)) > 0 else ""
             print(text if len(args.files) == 1 else f"{name}\t{text}", flush=True)
     return int(failed)
+
+
+def _measured(speech2text, waves: list[np.ndarray]) -> Iterator[str]:
+    """Texts one by one; what the task had to do with each is said before it."""
+    from espnet2.asr_transducer import utils
+    from espnet2.legacy.nets.pytorch_backend.transformer import subsampling
+
+    for wave in waves:
+        try:
+            found = speech2text.measured(wave)
+        except (subsampling.TooShortUttError, utils.TooShortUttError):
+            yield ""
+            continue
+        if found.task is None:
+            said = "no task: the plain backbone"
+        else:
+            said = f"task {found.task}, {found.checksum}, effect {found.effect:.4f}"
+        print(f"espnet-hra transcribe: {said}", file=sys.stderr, flush=True)
+        yield found.text
 
 
 def _decode(speech2text, waves: list[np.ndarray]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from espnet_hra.encoder import compiling, folder, mixed, selection, stepping
+from espnet_hra.encoder import compiling, effect, folder, mixed, selection, stepping
 from espnet_hra.encoder.checkpointing import Passes, in_backward
 from espnet_hra.encoder.chunks import TakesChunks
 from espnet_hra.encoder.freezing import (
@@ -118,12 +118,15 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
                 self.layer_list.batch_first or self.adapter.common is not None
             )
             if len(set(names)) > 1 and not together:
-                return mixed.task_by_task(
+                output = mixed.task_by_task(
                     names,
                     self._run,
                     mixed.by_name(self.backbone_class.forward, args, kwargs),
                 )
-            return self._run(names, args, kwargs)
+            else:
+                output = self._run(names, args, kwargs)
+            effect.note(names, output, lambda: self._run((), args, kwargs))
+            return output
 
     def _names(self, xs_pad: torch.Tensor) -> tuple[str, ...]:
         """The tasks of a pass: none, one, or one per utterance."""

@@ -76,7 +76,8 @@ def reader_for(encoder: Knows) -> Reader:
             )
             file = taskfile.load(path, layout.shapes, identity)
             check_name(path, name, file.name)
-            return Head(layout.flatten(file.tensors, encoder.like()), file.info)
+            vector = layout.flatten(file.tensors, encoder.like())
+            return Head(vector, file.info, file.checksum)
 
         return read
 

@@ -193,10 +193,29 @@ class TaskInterface:
             TaskError: The task is unknown.
         """
         heads = self.adapter.heads
-        info, loaded = heads.said(name)
+        info, loaded, _ = heads.said(name)
         if loaded is not None and loaded != _digest(heads.vector(name)):
             info = {k: v for k, v in info.items() if k not in _UNTRUE}
         return dict(info)
+
+    def task_checksum(self, name: str) -> str:
+        """What tells a task from any other: the checksum of its file.
+
+        Returns:
+            ``sha256:`` and 64 digits, as they stand in the file that the task came
+            from (``espnet-hra tasks list --json`` shows them). Of a task that came from
+            a checkpoint, or was trained since: ``values sha256:`` and the digits of its
+            values.
+
+        Raises:
+            TaskError: The task is unknown.
+        """
+        heads = self.adapter.heads
+        _, loaded, checksum = heads.said(name)
+        if checksum is not None and loaded is None:
+            return checksum  # a file of a folder, which does not change
+        values = _digest(heads.vector(name))
+        return checksum if checksum and loaded == values else f"values {values}"
 
     def load_task(self, path: PathLike, *, replace: bool = False) -> str:
         """Add the task of a file, under the name that stands in it.
@@ -223,7 +242,7 @@ class TaskInterface:
         like = self.like()
         # Digested in the type that the task has here, which may be another.
         loaded = _digest(heads.layout.flatten(file.tensors, like))
-        heads.put(name, file.tensors, like, Said(file.info, loaded))
+        heads.put(name, file.tensors, like, Said(file.info, loaded, file.checksum))
         return name
 
     def read_task(

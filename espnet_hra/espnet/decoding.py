@@ -7,6 +7,7 @@ fetched when they are used (see :mod:`espnet_hra.tasks.cache`).
 
 import argparse
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from espnet2.legacy.nets.beam_search import Hypothesis
 
-from espnet_hra.encoder import selection
+from espnet_hra.encoder import effect, selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError, TaskError
 from espnet_hra.espnet import quantizing
@@ -43,6 +44,27 @@ NO_LANGUAGE = (
 
 #: Two threads may choose the same file or pack, which is loaded once.
 _loading = threading.RLock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What was said, and what the task had to do with it.
+
+    Attributes:
+        text: The best text.
+        nbest: All that ESPnet's class returns of an utterance.
+        task: The task; None for the plain backbone.
+        checksum: The checksum of its file, or of its values, see
+            ``AdaptedEncoder.task_checksum``.
+        effect: How far the task moves the encoder's output, relative to the plain
+            backbone's: ``||y - y0|| / ||y0||``. At 0 the task does nothing there.
+    """
+
+    text: str
+    nbest: Any
+    task: str | None
+    checksum: str | None
+    effect: float
 
 
 class _Builder:
@@ -364,6 +386,31 @@ class Decoding:
         used = selection.distinct(choice)
         with self._heads.hold(used), selection.block(encoder, choice):
             yield choice
+
+    def measured(self, speech: Wave, task: str | None = None) -> "Transcript":
+        """Decode an utterance, and say what its task had to do with it.
+
+        The encoder runs twice, with the task and without.
+
+        Args:
+            speech: Samples, shape (samples,).
+            task: Its task; otherwise (None) the one that was set.
+
+        Raises:
+            TaskError: The task is unknown, or none was chosen among several.
+        """
+        given: Any = contextlib.nullcontext()
+        if task is not None:
+            if self._heads is None:
+                raise TaskError(f"task {task!r}: this model has no adapter")
+            given = self.model.encoder.use_task(self._loaded(task))
+        with given, self._request(None, None) as choice, effect.watch() as moved:
+            decode: Any = self
+            nbest = decode(speech)
+            name = choice if isinstance(choice, str) else None
+            checksum = self.model.encoder.task_checksum(name) if name else None
+        found = effect.effect(moved) if name else 0.0
+        return Transcript(self.text_of(nbest), nbest, name, checksum, found)
 
     def set_language(self, tag: str | None) -> None:
         """Say which language is spoken, to models that are told.

@@ -185,13 +185,16 @@ def repair(output_dir: Path, criteria: Sequence[Sequence[str]]) -> None:
     """Bring back what a kill right after writing ``checkpoint.pth`` has prevented.
 
     ESPnet writes the checkpoint first, then the epoch's model and the links to the
-    best; it does not look back when it resumes.
+    best; it does not look back when it resumes. Files that were half written go.
 
     Args:
         output_dir: The experiment.
         criteria: ESPnet's ``best_model_criterion``.
     """
     checkpoint = output_dir / "checkpoint.pth"
+    if output_dir.is_dir():
+        for path in atomic.sweep(output_dir):
+            logging.info(f"{path.name} was half written before the stop: removed")
     if not checkpoint.exists():
         return
     states = read_training(checkpoint)

@@ -237,9 +237,10 @@ def resolve(value: Any, root: Path, folder: Path | None = None) -> Any:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint whose contents are compressed: it could grow without bound.
+    """Refuse a checkpoint that is damaged, or compressed and could grow without bound.
 
-    torch never compresses.
+    torch never compresses; it writes checksums of what it saves, and does not look at
+    them when it loads.
 
     Raises:
         BaseModelError: It is.
@@ -251,6 +252,16 @@ def check_checkpoint(path: Path) -> None:
         raise BaseModelError(
             f"{path}: a checkpoint of {path.stat().st_size:,} bytes that claims to "
             f"hold {total:,}"
+        )
+    try:
+        with zipfile.ZipFile(path) as opened:
+            damaged = opened.testzip()
+    except Exception as e:  # whatever damaged data may raise
+        raise BaseModelError(f"{path}: a damaged checkpoint: {e!r}") from e
+    if damaged is not None:
+        raise BaseModelError(
+            f"{path}: a damaged checkpoint: the checksum of {damaged!r} in it does not "
+            "fit; copy or download it again, or train again"
         )
 
 

@@ -8,12 +8,16 @@ file. What goes wrong is an ``OSError``, as of ``open``.
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 PathLike = str | os.PathLike[str]
+
+#: What files are called until they are whole.
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @contextlib.contextmanager
@@ -74,6 +78,23 @@ def write_all(folder: PathLike, files: Mapping[str, str | bytes | None]) -> None
     for name, content in files.items():
         if content is None:
             (folder / name).unlink(missing_ok=True)
+
+
+def sweep(folder: PathLike) -> list[Path]:
+    """Remove what killed processes have left half written in a folder.
+
+    Only where nobody else writes: what is being written would go as well.
+
+    Args:
+        folder: The folder; those in it are left alone.
+
+    Returns:
+        What was removed.
+    """
+    left = [path for path in Path(folder).iterdir() if _PARTIAL.fullmatch(path.name)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
 
 
 def _bytes(content: str | bytes) -> bytes:

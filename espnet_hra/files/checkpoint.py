@@ -23,22 +23,35 @@ _WITHIN = ("module", "state_dict", "model")
 _LIGHTNING = "model."
 
 
+def _load(path: Path) -> Any:
+    """What torch reads without unpickling objects, whoever asks for it.
+
+    ESPnet's ``safe_torch_load`` unpickles them after all where a variable is set, or
+    somebody at a terminal says so; and waits for the answer.
+    """
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _brief(error: Exception) -> str:
+    """An error of torch's in one line, without its advice."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text:.150}"
+
+
 def read_training(path: Path) -> dict[str, Any]:
     """What ESPnet saves for resuming a training, without unpickling objects.
 
     Raises:
         BaseModelError: It is missing, or no such file.
     """
-    from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
     archive.check_checkpoint(path)
     try:
-        states = safe_torch_load(str(path), map_location="cpu")
+        states = _load(path)
         states["reporter"]["stats"]
     except Exception as e:  # whatever damaged data may raise
         raise BaseModelError(
-            f"{path}: not the state of a training ({type(e).__name__}: {e}); give an "
-            "experiment folder of ESPnet's, or train again"
+            f"{path}: not the state of a training ({_brief(e)}); give an experiment "
+            "folder of ESPnet's, or train again"
         ) from e
     return states
 
@@ -50,11 +63,9 @@ def read_state(path: Path) -> State:
         BaseModelError: It is missing, no checkpoint, or would take more memory than a
             file of its size can hold.
     """
-    from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
     archive.check_checkpoint(path)
     try:
-        state = safe_torch_load(str(path), map_location="cpu")
+        state = _load(path)
         for key in _WITHIN:
             if isinstance(state.get(key), dict):
                 state = state[key]
@@ -64,8 +75,8 @@ def read_state(path: Path) -> State:
         total = sum(t.numel() * t.element_size() for t in state.values())
     except Exception as e:  # whatever damaged data may raise
         raise BaseModelError(
-            f"{path}: not a readable checkpoint ({e}); give an ESPnet model trained to "
-            "the end, or download it again"
+            f"{path}: not a readable checkpoint ({_brief(e)}); give an ESPnet model "
+            "trained to the end, or download it again"
         ) from e
     if total > 2 * path.stat().st_size + 2**20:
         raise BaseModelError(

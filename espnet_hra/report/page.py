@@ -15,7 +15,7 @@ from pathlib import Path
 from espnet_hra.files import atomic
 from espnet_hra.files.atomic import PathLike
 from espnet_hra.files.tables import markdown
-from espnet_hra.report import pictures
+from espnet_hra.report import health, pictures
 from espnet_hra.report.environment import environment
 from espnet_hra.report.results import FROZEN, Results, Row, ordered
 from espnet_hra.report.statistics import (
@@ -160,6 +160,7 @@ def write(
         opening.rstrip() + "\n",
         BEGIN,
         _explanation(found),
+        *filter(None, [health.section(health.sick(results.rows, results.utterances))]),
         *shown,
         comparison(found, against, split, samples),
         rate_tables(results.rows),

@@ -48,10 +48,12 @@ class Said(NamedTuple):
         info: See :data:`espnet_hra.tasks.file.INFO`.
         loaded: Fingerprint of the values that were in it; None for a task that cannot
             have changed since.
+        checksum: Of the file; None for a task that comes from none.
     """
 
     info: dict[str, Any]
     loaded: str | None
+    checksum: str | None = None
 
 
 class TaskBank(torch.nn.Module):
@@ -199,7 +201,7 @@ class TaskBank(torch.nn.Module):
         if isinstance(self.vector(name), torch.nn.Parameter):
             return self._said.get(name, Said({}, None))
         head = self.stored.get(name) if self.stored is not None else None
-        return Said({} if head is None else head.info, None)
+        return Said({}, None) if head is None else Said(head.info, None, head.checksum)
 
     def gather(
         self,

@@ -41,10 +41,12 @@ class Head(NamedTuple):
     Attributes:
         vector: Its flat vector.
         info: What the file says about it, see :data:`espnet_hra.tasks.file.INFO`.
+        checksum: Of the file.
     """
 
     vector: torch.Tensor
     info: dict[str, Any]
+    checksum: str | None = None
 
 
 #: Reads and verifies the file of a task: (its path, its name) -> the task.

@@ -87,6 +87,11 @@ class TaskFile:
         """What is said about the task, see :data:`INFO`."""
         return {key: self.record[key] for key in INFO if key in self.record}
 
+    @property
+    def checksum(self) -> str:
+        """The checksum that stands in the file, ``sha256:`` and 64 digits."""
+        return self.record["checksum"]
+
 
 def check_info(info: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is said about a task, without what is None.

@@ -40,6 +40,7 @@ def run_list(args: argparse.Namespace) -> None:
             try:
                 record = taskfile.describe(path)
                 row["bytes"] = path.stat().st_size
+                row["checksum"] = record.get("checksum")
                 row.update({k: record[k] for k in taskfile.INFO if k in record})
             except TaskError as e:
                 row["problem"] = str(e)
