@@ -21,6 +21,7 @@ COMMANDS = {
     "score": ("commands.score", "error rates of each task: RESULTS.md, results.tsv"),
     "report": ("commands.report", "RESULTS.md and pictures, anew from results.tsv"),
     "transcribe": ("commands.transcribe", "write down what is said in audio files"),
+    "serve": ("serve", "answer requests over HTTP, as OpenAI's interface does"),
     "align": ("bin.align", "find when each line of a text was said (CTC segmentation)"),
     "params": ("commands.params", "table of trainable and per-task parameters"),
     "tasks": ("commands.tasks", "list, add, remove, export, import, verify tasks"),
