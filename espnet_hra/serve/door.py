@@ -83,15 +83,25 @@ class Door:
             await refuse(problem, noted)
         finally:
             path = getattr(scope.get("route"), "path", "other")
-            if not 200 <= status < 300 and path == "other":
-                path = "refused"
             self._answered(path, status, time.monotonic() - start)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        said = headers.get(b"content-length", b"0")
+        # What costs nothing is answered however full it is.
+        if scope["method"] not in ("POST", "PUT"):
+            await self._app(scope, receive, send)
+            return
+        said = dict(scope["headers"]).get(b"content-length", b"0")
         if said.isdigit() and int(said) > self._most_bytes:
             raise too_large(self._most_bytes)
+        self._gate.enter()
+        start = time.monotonic()
+        try:
+            await self._bounded(scope, receive, send)
+        finally:
+            self._gate.leave(time.monotonic() - start)
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app, which gets no more of a body than it may have."""
         count = 0
 
         async def counted() -> Message:
@@ -102,16 +112,17 @@ class Door:
                 raise too_large(self._most_bytes)
             return message
 
-        # What costs nothing is answered however full it is.
-        if scope["method"] != "POST":
-            await self._app(scope, counted, send)
-            return
-        self._gate.enter()
-        start = time.monotonic()
+        async def unless_too_large(message: Message) -> None:
+            # The app takes the end of its reading for a broken body, and would say so.
+            if count <= self._most_bytes:
+                await send(message)
+
         try:
-            await self._app(scope, counted, send)
-        finally:
-            self._gate.leave(time.monotonic() - start)
+            await self._app(scope, counted, unless_too_large)
+        except Problem:
+            pass
+        if count > self._most_bytes:
+            raise too_large(self._most_bytes)
 
 
 async def refuse(problem: Problem, send: Send) -> None:

@@ -31,7 +31,7 @@ from espnet_hra.tasks.store import TaskStore
 
 #: Least margin, in logarithmic probability, at which a batch's decision counts. Rounding
 #: was 1e-5 at most on the shipped Conformer and 1e-4 on Whisper base.
-SAFE = 1e-2
+SAFE = 1e-3
 
 #: What is softer throughout is silence, in dB of full scale; no model is asked.
 _SILENT_DB = -70
