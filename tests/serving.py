@@ -11,9 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import soundfile
-import uvicorn
 
-from espnet_hra.serve.app import build
 from espnet_hra.serve.engine import Engine
 from espnet_hra.serve.settings import Settings
 
@@ -24,6 +22,10 @@ SETTINGS = Settings("small", token=TOKEN)
 @contextlib.contextmanager
 def serving(engine: Engine, **settings: object) -> Iterator[str]:
     """The address of a server, stopped in an orderly way at the end of the block."""
+    import uvicorn
+
+    from espnet_hra.serve.app import build  # needs FastAPI, an extra
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

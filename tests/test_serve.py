@@ -9,13 +9,13 @@ import httpx
 import numpy as np
 import pytest
 from adaptations import TASKS, make_adaptation, waves
-
-pytest.importorskip("fastapi")
-openai = pytest.importorskip("openai")
+from serving import TOKEN, ask, serving, write
 
 import espnet_hra
 from espnet_hra.serve.engine import Engine
-from serving import TOKEN, ask, serving, write
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("fastapi")
 
 FEMALE, CARLO = TASKS
 
@@ -69,7 +69,9 @@ def client(url):
 # ------------------------------------------------------------------- OpenAI's client
 
 
-@pytest.mark.parametrize("model, task", [(FEMALE, FEMALE), (CARLO, CARLO), ("small", None)])
+@pytest.mark.parametrize(
+    "model, task", [(FEMALE, FEMALE), (CARLO, CARLO), ("small", None)]
+)
 def test_the_official_client_gets_the_text_of_the_task(
     client, recordings, expected, model, task
 ):
@@ -101,7 +103,8 @@ def test_the_official_client_reads_all_formats(client, recordings, expected):
         create("srt"),
     )
     assert re.fullmatch(
-        rf"WEBVTT\n\n00:00:00.000 --> {clock.replace('@', '.')}\d\n{re.escape(text)}\n\n",
+        rf"WEBVTT\n\n00:00:00.000 --> {clock.replace('@', '.')}\d\n"
+        rf"{re.escape(text)}\n\n",
         create("vtt"),
     )
 
@@ -154,7 +157,9 @@ def test_curl_as_in_openais_documents(url, recordings, expected):
         ({"model": "auto:nobody"}, 404, "model"),
     ],
 )
-def test_what_is_not_done_is_refused_with_the_field(url, recordings, form, status, param):
+def test_what_is_not_done_is_refused_with_the_field(
+    url, recordings, form, status, param
+):
     with open(recordings[0], "rb") as file:
         answer = httpx.post(
             f"{url}/v1/audio/transcriptions",
@@ -369,3 +374,19 @@ def test_auto_abstains_below_its_threshold_and_takes_candidates(
         assert answer.json()["text"] == expected[0, CARLO]
         answer = ask(url, recordings[0], "auto")
         assert answer.status_code == 400 and "auto:NAME,NAME" in answer.text
+
+
+def test_a_client_that_sends_nothing_more_is_let_go(engine):
+    import socket
+    from urllib.parse import urlsplit
+
+    with serving(engine, timeout=0.5) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as line:
+            line.sendall(
+                b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\n"
+                b"Content-Length: 1000\r\n\r\n--x\r\n"
+            )
+            line.settimeout(60)
+            assert line.recv(100).startswith(b"HTTP/1.1 408")

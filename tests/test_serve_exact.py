@@ -9,8 +9,7 @@ import pytest
 import torch
 from adaptations import TASKS, make_adaptation, waves
 from conftest import make_base
-
-pytest.importorskip("fastapi")
+from serving import ask, serving, write
 
 import espnet_hra
 from espnet_hra.errors import ConfigError
@@ -20,7 +19,8 @@ from espnet_hra.serve import engine as engine_module
 from espnet_hra.serve.batcher import Batcher, ClosedError
 from espnet_hra.serve.engine import Engine, Heard, Job
 from espnet_hra.serve.lengths import Alike, Equal, Steps
-from serving import ask, serving, write
+
+pytest.importorskip("fastapi")
 
 FEMALE, CARLO = TASKS
 
@@ -81,7 +81,7 @@ def test_ctc_texts_are_those_of_speech2text_alone(engine, exp, parts):
 
 
 def test_a_padded_frontend_is_noticed(exp, parts, monkeypatch):
-    """Why the frontend takes them one by one; without that, only equals are together."""
+    """Why the frontend takes them one by one; else only equals are together."""
     monkeypatch.setattr(padding, "one_by_one", lambda model: None)
     engine = Engine.open(str(exp))
     assert isinstance(engine._lengths, Equal)
@@ -148,9 +148,10 @@ def whisper(whisper_exp):
 
 def test_whispers_texts_are_those_of_requests_alone(whisper, parts):
     assert isinstance(whisper._lengths, Steps)
-    jobs = [replace(job, language=code) for job, code in zip(
-        jobs_of(parts[:14]), ["", "de", "en"] * 5
-    )]
+    jobs = [
+        replace(job, language=code)
+        for job, code in zip(jobs_of(parts[:14]), ["", "de", "en"] * 5)
+    ]
     found, sizes = in_batches(whisper, jobs)
     assert max(sizes) >= 3
     for job, heard in zip(jobs, found):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from serving import write
 
 from espnet_hra import cli
 from espnet_hra.data.audio import AudioError, read_audio
@@ -12,7 +13,6 @@ from espnet_hra.serve.cutting import pieces
 from espnet_hra.serve.engine import Heard
 from espnet_hra.serve.formats import FORMATS, Segment, Transcript
 from espnet_hra.serve.lengths import SECONDS, Steps
-from serving import write
 
 RATE = 16_000
 

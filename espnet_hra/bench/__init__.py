@@ -10,6 +10,8 @@ BENCHMARKS = {
     "speed": "time and memory, against the bare encoder and the rivals",
     "many_tasks": "time, memory and pauses with thousands of tasks",
     "whisper": "how fast an adapted Whisper reads, beside faster-whisper",
+    "serve": "requests a second of a server, and whether each text is right",
+    "auto": "errors and time of choosing the task by confidence",
     "cache_hits": "how often a task is in memory, by popularity and cache size",
 }
 

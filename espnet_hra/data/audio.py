@@ -175,7 +175,9 @@ def _mixed_down(
 
 def _too_long(path: str, longest: float, found: float | None = None) -> AudioError:
     given = "" if found is None else f" ({found:,.0f} s)"
-    return AudioError(f"{path} is longer{given} than the {longest:,.0f} s that are read")
+    return AudioError(
+        f"{path} is longer{given} than the {longest:,.0f} s that are read"
+    )
 
 
 def _read_with_av(

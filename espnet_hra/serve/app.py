@@ -149,7 +149,7 @@ def build(engine: Engine, settings: Settings) -> Any:
         if path == "/v1/audio/transcriptions":
             metrics.request_seconds.observe(seconds)
 
-    return Door(app, gate, settings.most_bytes, answered)
+    return Door(app, gate, settings.most_bytes, settings.timeout, answered)
 
 
 def _how(choice: Mapping[str, Any], settings: Settings) -> str:

@@ -1,10 +1,10 @@
 """Choosing the task of a recording that nobody names.
 
 The recording (the first of its pieces in which something is said) is decoded by the
-base and by every candidate, in mixed batches like any other jobs. What counts is how sure the
-decoder was: its *confidence*, the mean logarithmic probability of its decisions. The
-surest task is taken if it beats the base's confidence by a threshold, and else the
-base. `espnet-hra bench auto` measures what comes of it.
+base and by every candidate, in mixed batches like any other jobs. What counts is how
+sure the decoder was: its *confidence*, the mean logarithmic probability of its
+decisions. The surest task is taken if it beats the base's confidence by a threshold,
+and else the base. `espnet-hra bench auto` measures what comes of it.
 """
 
 from collections.abc import Mapping

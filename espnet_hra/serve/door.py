@@ -3,13 +3,14 @@
 A plain ASGI middleware, since a framework's own reads a body first.
 """
 
+import asyncio
 import json
 import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from espnet_hra.serve.problems import Problem, busy, too_large
+from espnet_hra.serve.problems import Problem, busy, too_large, too_slow
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,6 +53,7 @@ class Door:
         app: The app.
         gate: Counts.
         most_bytes: Of a body.
+        timeout: Seconds in which a body must have come.
         answered: Is told the path and status of each answer, and its seconds.
     """
 
@@ -60,10 +62,11 @@ class Door:
         app: App,
         gate: Gate,
         most_bytes: int,
+        timeout: float,
         answered: Callable[[str, int, float], None],
     ):
         self._app, self._gate, self._most_bytes = app, gate, most_bytes
-        self._answered = answered
+        self._timeout, self._answered = timeout, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,27 +105,34 @@ class Door:
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app, which gets no more of a body than it may have."""
-        count = 0
+        count, problem = 0, None
+        end = asyncio.get_running_loop().time() + self._timeout
 
-        async def counted() -> Message:
-            nonlocal count
-            message = await receive()
+        async def bounded() -> Message:
+            nonlocal count, problem
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                problem = too_slow(self._timeout)
+                raise problem from None
             count += len(message.get("body", b""))
             if count > self._most_bytes:
-                raise too_large(self._most_bytes)
+                problem = too_large(self._most_bytes)
+                raise problem
             return message
 
-        async def unless_too_large(message: Message) -> None:
+        async def unless_refused(message: Message) -> None:
             # The app takes the end of its reading for a broken body, and would say so.
-            if count <= self._most_bytes:
+            if problem is None:
                 await send(message)
 
         try:
-            await self._app(scope, counted, unless_too_large)
+            await self._app(scope, bounded, unless_refused)
         except Problem:
             pass
-        if count > self._most_bytes:
-            raise too_large(self._most_bytes)
+        if problem is not None:
+            raise problem
 
 
 async def refuse(problem: Problem, send: Send) -> None:

@@ -29,8 +29,8 @@ from espnet_hra.espnet.inputs import encoded_names
 from espnet_hra.serve.lengths import Alike, Equal, Lengths, Steps
 from espnet_hra.tasks.store import TaskStore
 
-#: Least margin, in logarithmic probability, at which a batch's decision counts. Rounding
-#: was 1e-5 at most on the shipped Conformer and 1e-4 on Whisper base.
+#: Least margin, in logarithmic probability, at which a batch's decision counts. The
+#: rounding was 1e-5 at most on the shipped Conformer and 1e-4 on Whisper base.
 SAFE = 1e-3
 
 #: What is softer throughout is silence, in dB of full scale; no model is asked.
@@ -182,7 +182,9 @@ class Engine:
         if whisper.language_of(None, "en") is None:  # it knows English alone
             if language.lower() in ("en", "english"):
                 return ""
-            raise ConfigError(f"language {language!r}: this Whisper knows English alone")
+            raise ConfigError(
+                f"language {language!r}: this Whisper knows English alone"
+            )
         return whisper.code(language)
 
     # ------------------------------------------------------------------- decoding
@@ -273,9 +275,7 @@ class Engine:
         choice: Any = list(tasks)
         if len(set(tasks)) == 1:
             choice = tasks[0]
-        with selection.block(
-            self.encoder, selection.as_choice(choice, self._heads)
-        ):
+        with selection.block(self.encoder, selection.as_choice(choice, self._heads)):
             yield
 
     def _heard(self, text: str, best: tuple[Any, ...]) -> tuple[Heard, float]:

@@ -54,7 +54,7 @@ class Steps:
 
 
 class Alike:
-    """Any recordings of about the same length: for models that padding cannot change."""
+    """Recordings of about the same length: for models that padding cannot change."""
 
     about = "padding changes nothing"
 

@@ -75,7 +75,9 @@ class Manager:
                 "invalid_name",
             )
         if not engine.adapted or engine.store is None:
-            raise Problem(403, "this model has no adapter and no tasks", code="no_tasks")
+            raise Problem(
+                403, "this model has no adapter and no tasks", code="no_tasks"
+            )
         with tempfile.TemporaryDirectory(prefix="espnet_hra.") as folder:
             path = Path(folder) / "task.safetensors"
             path.write_bytes(content)

@@ -73,3 +73,12 @@ def too_large(most: int) -> Problem:
         "file",
         "file_too_large",
     )
+
+
+def too_slow(seconds: float) -> Problem:
+    """A body did not come in time."""
+    return Problem(
+        408,
+        f"the request has not come whole within {seconds:g} s, which is the limit here",
+        code="timeout",
+    )

@@ -99,8 +99,8 @@ class Transcriber:
         except TimeoutError:
             raise Problem(
                 504,
-                f"not done after {self._settings.timeout:g} s, which is the limit here; "
-                "send shorter recordings",
+                f"not done after {self._settings.timeout:g} s, which is the limit "
+                "here; send shorter recordings",
                 code="timeout",
             ) from None
         except ClosedError as e:
@@ -136,9 +136,7 @@ class Transcriber:
             first = next(
                 (i for i, p in enumerate(cut) if not is_silent(p.wave, engine.rate)), 0
             )
-            chosen, known[first] = await self._choose(
-                cut[first], candidates, language
-            )
+            chosen, known[first] = await self._choose(cut[first], candidates, language)
             task = chosen.task
             choice = chosen.told(self._settings.name, self._settings.auto_threshold)
         jobs = [
