@@ -74,6 +74,7 @@ def test_the_surest_task_is_taken_if_it_beats_the_base_by_the_threshold():
     assert choose(sure, base=-0.5, threshold=0.1).task == "fr"
     assert choose(sure, base=-0.25, threshold=0.1).task is None
     assert choose({}, base=-0.5).task is None
+    assert choose({"fr": 0.0, "it": 0.0}, base=0.0, threshold=-1).task is None
     told = choose(sure, base=-0.25, threshold=0.1).told("whisper", 0.1)
     assert told["model"] == "whisper" and told["abstained"]
     assert list(told["confidence"]) == ["whisper", "fr", "it"]

@@ -6,10 +6,10 @@ r"""What choosing the task by confidence costs in errors and time.
 
 Every utterance is decoded by the base and by every task, exactly as ``model=auto`` of
 ``espnet-hra serve`` does it. Then thresholds are tried: by how much the surest task
-must be surer than the base to be taken. Of the dev set's errors the best threshold is chosen
-(without ``--dev``, 0), and on the data it is compared with the base alone and with the
-true names. Error rates are means over the tasks; texts are compared in lower case,
-without punctuation.
+must be surer than the base to be taken. Of the dev set's errors the best threshold is
+chosen (without ``--dev``, 0), and on the data it is compared with the base alone and
+with the true names. Error rates are means over the tasks; texts are compared in lower
+case, without punctuation.
 """
 
 import argparse

@@ -50,6 +50,9 @@ def choose(
         threshold: By how much a task must be surer than the base.
     """
     best = max(confidences, key=lambda name: (confidences[name], name), default=None)
-    if best is not None and confidences[best] - base < threshold:
-        best = None
+    if best is not None:
+        ahead = confidences[best] - base
+        # As sure as the base are all tasks where nothing is said.
+        if ahead < threshold or ahead == 0:
+            best = None
     return Choice(best, confidences, base)
