@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -35,7 +36,7 @@ def adapt_at_random(base: str, folder: Path, tasks: int) -> Path:
         ["--config", str(given), "--pretrained_model", base]
         + ["--output_dir", str(folder)]
     )
-    model = HRATask.build_model(args)
+    model: Any = HRATask.build_model(args)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.encoder.adapter.heads.parameters():

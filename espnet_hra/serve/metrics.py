@@ -20,8 +20,8 @@ class Metrics:
     def __init__(self, waiting: Callable[[], int], inside: Callable[[], int]):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        own = {"namespace": "espnet_hra", "registry": CollectorRegistry()}
-        self._registry = own["registry"]
+        self._registry = CollectorRegistry()
+        own: dict[str, Any] = {"namespace": "espnet_hra", "registry": self._registry}
         self.requests = Counter(
             "requests", "Requests by path and status", ["path", "status"], **own
         )
