@@ -66,7 +66,7 @@ def test_the_table_of_a_load_is_that_of_its_blocks():
     line = serve.line_of("mixed", 32, blocks)
     assert (line.requests, line.wrong, line.refused) == (100, 1, 3)
     assert (line.per_second, line.speed) == (5.0, 15.0)
-    assert (line.pieces, line.batch_tasks, line.again) == (2.5, 2.0, 2.0)
+    assert (line.pieces, line.batch_tasks, line.again) == (2.5, 2.0, 4.0)
     assert line.p50 == pytest.approx(100) and line.p99 == pytest.approx(200)
     assert serve.ratio_of(blocks).value == pytest.approx(15 / 13)
 
