@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("commands.report", "RESULTS.md and pictures, anew from results.tsv"),
     "transcribe": ("commands.transcribe", "write down what is said in audio files"),
     "doctor": ("commands.doctor", "check a model: is it whole, do its tasks work"),
+    "serve": ("serve", "answer requests over HTTP, as OpenAI's interface does"),
     "align": ("bin.align", "find when each line of a text was said (CTC segmentation)"),
     "params": ("commands.params", "table of trainable and per-task parameters"),
     "tasks": ("commands.tasks", "list, add, remove, export, import, verify tasks"),

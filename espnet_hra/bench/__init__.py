@@ -11,6 +11,8 @@ BENCHMARKS = {
     "many_tasks": "time, memory and pauses with thousands of tasks",
     "whisper": "how fast an adapted Whisper reads, beside faster-whisper",
     "soak": "kills, load and damage: does it stand them?",
+    "serve": "requests a second of a server, and whether each text is right",
+    "auto": "errors and time of choosing the task by confidence",
     "cache_hits": "how often a task is in memory, by popularity and cache size",
 }
 

@@ -26,6 +26,13 @@ SAMPLE_RATE = 16000
 #: FFmpeg's decoder gives them its default rate (16 kHz for G.722).
 RAW_FORMATS = {".g722": "g722"}
 
+#: FFmpeg's names of formats that hold all of their audio. Others are lists of further
+#: files and addresses, which a stranger's file must not make this machine read.
+SELF_CONTAINED = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,asf,au,caf,eac3,flac,g722,"
+    "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,wav,w64"
+)
+
 PathLike = atomic.PathLike
 
 
@@ -51,18 +58,24 @@ class Conversion:
     rate: int = SAMPLE_RATE
 
 
-def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
+def read_audio(
+    path: PathLike, *, longest: float | None = None, formats: str | None = None
+) -> tuple[np.ndarray, int]:
     """Read a recording of any format, mixed down to one channel.
 
     Args:
         path: The file, or an entry of an archive (``foo.ark:123``).
+        longest: Refuse a longer one, in seconds, before it takes memory. (Archives
+            are read whole.)
+        formats: FFmpeg's names of the formats that it may try; see
+            :data:`SELF_CONTAINED`.
 
     Returns:
         The samples as float32 in about [-1, 1], and their rate in Hz.
 
     Raises:
         AudioError: If the file is missing, damaged, empty or of an unknown
-            format.
+            format, or longer than asked for.
     """
     path = os.fspath(path)
     try:
@@ -70,12 +83,12 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
         if ark is not None:
             samples, rate = _read_from_ark(ark["path"], int(ark["offset"]))
         elif os.path.splitext(path)[1].lower() in RAW_FORMATS:
-            samples, rate = _read_with_av(path)
+            samples, rate = _read_with_av(path, longest, formats)
         else:
             try:
-                samples, rate = read_sound(path, path)
+                samples, rate = read_sound(path, path, longest)
             except soundfile.LibsndfileError:
-                samples, rate = _read_with_av(path)
+                samples, rate = _read_with_av(path, longest, formats)
     except OSError as error:
         raise AudioError(f"cannot read {path}: {error}") from error
     if samples.size == 0:
@@ -85,16 +98,19 @@ def read_audio(path: PathLike) -> tuple[np.ndarray, int]:
     return samples, rate
 
 
-def read_sound(source: str | io.BytesIO, path: str) -> tuple[np.ndarray, int]:
+def read_sound(
+    source: str | io.BytesIO, path: str, longest: float | None = None
+) -> tuple[np.ndarray, int]:
     """Read a recording with libsndfile, mixed down to one channel.
 
     Args:
         source: A file's name, or the content of one.
         path: Its name, for messages.
+        longest: Refuse a longer one, in seconds.
 
     Raises:
-        AudioError: It ends before its header says so. libsndfile takes that for a
-            shorter recording.
+        AudioError: It ends before its header says so (libsndfile takes that for a
+            shorter recording), or it is too long.
         soundfile.LibsndfileError: It is of a format that libsndfile does not know.
     """
     with contextlib.ExitStack() as stack:
@@ -107,8 +123,10 @@ def read_sound(source: str | io.BytesIO, path: str) -> tuple[np.ndarray, int]:
         file.seek(0)
     with soundfile.SoundFile(source) as sound:
         promised, rate = sound.frames, sound.samplerate
+        if longest is not None and longest * rate < promised < 1 << 62:
+            raise _too_long(path, longest, promised / rate)
         try:
-            samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
+            samples = _mixed_down(sound, path, longest)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path} is cut short or damaged: {error}") from error
     if missing > 0 or len(samples) < promised < 1 << 62:
@@ -141,15 +159,39 @@ def _read_from_ark(path: str, offset: int) -> tuple[np.ndarray, int]:
     return (samples if samples.ndim == 1 else samples.mean(axis=1)), rate
 
 
-def _read_with_av(path: str) -> tuple[np.ndarray, int]:
+def _mixed_down(
+    sound: soundfile.SoundFile, path: str, longest: float | None
+) -> np.ndarray:
+    """All of a file in parts: its channels together may not fit into memory."""
+    parts, count = [np.zeros(0, np.float32)], 0
+    while len(part := sound.read(1 << 20, dtype="float32", always_2d=True)):
+        parts.append(part.mean(axis=1))
+        count += len(part)
+        # Of some formats the length is not known before their end.
+        if longest is not None and count > longest * sound.samplerate:
+            raise _too_long(path, longest)
+    return np.concatenate(parts)
+
+
+def _too_long(path: str, longest: float, found: float | None = None) -> AudioError:
+    given = "" if found is None else f" ({found:,.0f} s)"
+    return AudioError(
+        f"{path} is longer{given} than the {longest:,.0f} s that are read"
+    )
+
+
+def _read_with_av(
+    path: str, longest: float | None = None, formats: str | None = None
+) -> tuple[np.ndarray, int]:
     """Read a recording with PyAV, mixed down to one channel."""
     import av  # not needed for the formats that soundfile reads
 
     raw_format = RAW_FORMATS.get(os.path.splitext(path)[1].lower())
     chunks: list[np.ndarray] = []
-    rate = 0
+    rate = count = 0
+    options = {} if formats is None else {"format_whitelist": formats}
     try:
-        with av.open(path, format=raw_format) as container:
+        with av.open(path, format=raw_format, options=options) as container:
             if not container.streams.audio:
                 raise AudioError(f"no audio in {path}")
             resampler: av.AudioResampler | None = None
@@ -159,6 +201,9 @@ def _read_with_av(path: str) -> tuple[np.ndarray, int]:
                     resampler = av.AudioResampler("fltp", frame.layout, rate)
                 for part in resampler.resample(frame):
                     chunks.append(part.to_ndarray().mean(axis=0))
+                    count += len(chunks[-1])
+                if longest is not None and count > longest * rate:
+                    raise _too_long(path, longest)
     except av.FFmpegError as error:
         raise AudioError(f"cannot read {path}: {error}") from error
     if not chunks:

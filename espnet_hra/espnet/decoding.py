@@ -8,6 +8,7 @@ fetched when they are used (see :mod:`espnet_hra.tasks.cache`).
 import argparse
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -433,21 +434,27 @@ class Decoding:
     def _best_path(self, encoded: torch.Tensor, frames: torch.Tensor) -> list[NBest]:
         """The best CTC symbol of each frame, repeats and blanks removed.
 
+        A hypothesis's ``scores`` say of how many ``frames`` it is, and its ``margin``:
+        how far the second best symbol was behind, where it was nearest.
+
         Args:
             encoded: Output of the encoder, (b, t, d).
             frames: Its lengths, (b).
         """
         model, converter, tokenizer = self.model, self.converter, self.tokenizer
-        scores, symbols = model.ctc.log_softmax(encoded).max(dim=-1)  # [b, t]
+        top, best = model.ctc.log_softmax(encoded).topk(2, dim=-1)  # [b, t, 2]
         results: list[NBest] = []
-        for score, symbol, n in zip(scores, symbols, frames.tolist()):
+        for score, symbol, n in zip(top, best[..., 0], frames.tolist()):
+            ahead = (score[:n, 0] - score[:n, 1]).min() if n else math.inf
             ids = torch.unique_consecutive(symbol[:n])
             ids = ids[ids != model.blank_id]
             tokens = converter.ids2tokens(ids.tolist())
             text = None if tokenizer is None else tokenizer.tokens2text(tokens)
             edge = ids.new_tensor([model.sos])
             hypothesis = Hypothesis(
-                yseq=torch.cat([edge, ids, edge]), score=float(score[:n].sum())
+                yseq=torch.cat([edge, ids, edge]),
+                score=float(score[:n, 0].sum()),
+                scores={"margin": float(ahead), "frames": float(n)},
             )
             results.append([(text, tokens, ids.tolist(), hypothesis)])
         return results

@@ -79,6 +79,11 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
         elif language is not None:
             super().set_language(language)
 
+    @property
+    def whisper(self) -> WhisperReader | None:
+        """What reads texts of Whisper's; None where texts are another model's."""
+        return self._whisper
+
     def set_language(self, tag: str | None) -> None:
         if self._whisper is None:
             super().set_language(tag)

@@ -9,7 +9,7 @@ import torch
 from espnet2.torch_utils.device_funcs import is_out_of_memory_error
 
 from espnet_hra.errors import ConfigError, DataError, TaskError
-from espnet_hra.espnet.model import decode_names
+from espnet_hra.espnet.model import decode_names, encode_name
 from espnet_hra.names import listing
 
 Wave = torch.Tensor | np.ndarray
@@ -150,3 +150,13 @@ def batch_names(
     if lengths is None:
         lengths = torch.full([names.size(0)], names.size(1))
     return decode_names(names, lengths)
+
+
+def encoded_names(names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Names as the data loader gives them, padded, and their lengths.
+
+    The reverse of :func:`batch_names`; a name may be empty.
+    """
+    codes = [torch.from_numpy(encode_name(name)) for name in names]
+    padded = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True)
+    return padded, torch.tensor([len(code) for code in codes])

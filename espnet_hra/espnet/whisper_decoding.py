@@ -5,6 +5,7 @@ ESPnet calls them, so whatever follows a layer there (an adapter) follows it her
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ class Text:
     Attributes:
         ids: Numbers of its tokens, without prompt and end.
         score: Sum of their logarithmic probabilities.
+        margin: How far the second best token was behind, where it was nearest.
     """
 
     ids: list[int]
     score: float
+    margin: float
 
 
 #: What the decoder's projections have returned so far, by their path.
@@ -148,6 +151,7 @@ def greedy(
     limits = [min(room, int(_TOKENS + _TOKENS_PER_SECOND * s)) for s in seconds]
     ids: list[list[int]] = [[] for _ in prompts]
     scores = [0.0] * len(prompts)
+    margins = [math.inf] * len(prompts)
     open_ = set(range(len(prompts)))
     tokens = torch.tensor([list(p) for p in prompts], device=memory.device)
     before = 0
@@ -157,11 +161,14 @@ def greedy(
             without, -torch.inf
         )
         before += tokens.size(1)
-        best, chosen = logits.log_softmax(dim=-1).max(dim=-1)
+        top, numbers = logits.log_softmax(dim=-1).topk(2, dim=-1)
+        best, chosen = top[:, 0], numbers[:, 0]
+        ahead = (best - top[:, 1]).tolist()
         tokens = chosen[:, None]
         for row in sorted(open_):
             token = int(chosen[row])
             scores[row] += float(best[row])
+            margins[row] = min(margins[row], ahead[row])
             if token == end:
                 open_.remove(row)
                 continue
@@ -171,7 +178,7 @@ def greedy(
                 del ids[row][-loop:]
             if loop or len(ids[row]) >= limits[row]:
                 open_.remove(row)
-    return [Text(*pair) for pair in zip(ids, scores)]
+    return [Text(*found) for found in zip(ids, scores, margins)]
 
 
 def repeated(ids: Sequence[int]) -> int:
@@ -186,8 +193,11 @@ def repeated(ids: Sequence[int]) -> int:
 
 def languages(
     decoder: Any, memory: torch.Tensor, vocabulary: Vocabulary, codes: Sequence[str]
-) -> list[str]:
-    """The language that Whisper hears in each utterance.
+) -> list[tuple[str, float]]:
+    """The language that Whisper hears in each utterance, and its margin.
+
+    The margin is how far the second likeliest language is behind, as a difference of
+    logits.
 
     Args:
         decoder: ESPnet's Whisper decoder.
@@ -199,7 +209,9 @@ def languages(
     tokens = torch.full((memory.size(0), 1), start, device=memory.device)
     numbers = vocabulary.convert_tokens_to_ids([f"<|{code}|>" for code in codes])
     logits = step(decoder, {}, tokens, 0, memory)[:, numbers]
-    return [codes[i] for i in logits.argmax(dim=-1).tolist()]
+    top, first = logits.topk(min(2, len(codes)), dim=-1)
+    margins = (top[:, 0] - top[:, -1]).tolist()
+    return list(zip([codes[i] for i in first[:, 0].tolist()], margins))
 
 
 def windows(wave: torch.Tensor, longest: int, rate: int) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """How :class:`espnet_hra.Speech2Text` reads with Whisper."""
 
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -56,7 +57,7 @@ class WhisperReader:
         conf = args.preprocessor_conf or {}
         self._task = conf.get("whisper_task") or "transcribe"
         usual = conf.get("whisper_language", "en")
-        self._usual = self._code(usual) if usual and self._multilingual else None
+        self._usual = self.code(usual) if usual and self._multilingual else None
         self._by_task: Mapping[str, str] = getattr(args, "languages", None) or {}
         self._without = decoding.forbidden(
             self._vocabulary, speech2text.asr_model.vocab_size
@@ -71,9 +72,14 @@ class WhisperReader:
                 f"language {language!r}: this Whisper knows English alone; leave the "
                 "language out, or take a model without .en"
             )
-        self.language = None if language is None else self._code(language)
+        self.language = None if language is None else self.code(language)
 
-    def _code(self, language: str) -> str:
+    def code(self, language: str) -> str:
+        """The code of a language, see :func:`espnet_hra.whisper.tokens.code_of`.
+
+        Raises:
+            ConfigError: Whisper does not know the language.
+        """
         return tokens.code_of(language, self._sizes.num_languages)
 
     # ------------------------------------------------------------------ language
@@ -92,13 +98,24 @@ class WhisperReader:
         if not self._multilingual:
             return None
         if spoken:
-            return self._code(spoken)
+            return self.code(spoken)
         if self.language is not None:
             return self.language
         if task is not None and task in self._by_task:
-            return self._code(self._by_task[task])
+            return self.code(self._by_task[task])
         said = self._said(task)
-        return self._code(said[0]) if len(said) == 1 else self._usual
+        return self.code(said[0]) if len(said) == 1 else self._usual
+
+    def language_in(self, sequence: Sequence[int] | torch.Tensor) -> str | None:
+        """The language that a text was read in.
+
+        Args:
+            sequence: Its tokens, with the prompt that they begin with.
+        """
+        if not self._multilingual:
+            return None
+        token: str = self._vocabulary.convert_ids_to_tokens(int(sequence[1]))
+        return token.removeprefix("<|").removesuffix("|>")
 
     def _said(self, task: str | None) -> list[str]:
         """Languages that the task's file names."""
@@ -121,12 +138,12 @@ class WhisperReader:
         heard: list[str] = []
         with self._plain():
             for start in range(0, len(waves), _TOGETHER):
-                part = [w[: self._longest] for w in waves[start : start + _TOGETHER]]
+                part = [w[: self.longest] for w in waves[start : start + _TOGETHER]]
                 memory, _ = self._speech2text._encode(part)
-                heard += self._languages(memory)
+                heard += [code for code, _ in self._languages(memory)]
         return heard
 
-    def _languages(self, memory: torch.Tensor) -> list[str]:
+    def _languages(self, memory: torch.Tensor) -> list[tuple[str, float]]:
         with self._plain():
             return decoding.languages(
                 self._speech2text.asr_model.decoder,
@@ -155,7 +172,7 @@ class WhisperReader:
         if isinstance(encoder, AdaptedEncoder):
             names = encoder.tasks_of_batch(len(waves))
         names = names or [None] * len(waves)
-        pieces = [decoding.windows(wave, self._longest, RATE) for wave in waves]
+        pieces = [decoding.windows(wave, self.longest, RATE) for wave in waves]
         if max(map(len, pieces), default=0) > 1:
             logger.info(
                 f"Recordings of more than {_WINDOW} seconds are read in windows: "
@@ -193,7 +210,8 @@ class WhisperReader:
         ]
 
     @property
-    def _longest(self) -> int:
+    def longest(self) -> int:
+        """Most samples that are read at once; more are cut into windows."""
         silence = getattr(self._speech2text.asr_model.encoder, "pad_seconds", 0.0)
         return int((_WINDOW - silence) * RATE)
 
@@ -215,7 +233,7 @@ class WhisperReader:
     ) -> list[Any]:
         memory, _ = self._speech2text._encode(waves)
         model = self._speech2text.asr_model
-        prompts = self._prompts(memory, languages)
+        prompts, margins = self._prompts(memory, languages)
         if self._beam:
             return [self._search(one, prompt) for one, prompt in zip(memory, prompts)]
         texts = decoding.greedy(
@@ -227,20 +245,26 @@ class WhisperReader:
             self._without,
         )
         return [
-            [self._result(text, prompt, memory.device)]
-            for text, prompt in zip(texts, prompts)
+            [self._result(text, prompt, min(text.margin, margin), memory.device)]
+            for text, prompt, margin in zip(texts, prompts, margins)
         ]
 
     def _prompts(
         self, memory: torch.Tensor, given: Sequence[str | None]
-    ) -> list[tuple[int, ...]]:
-        """What each text begins with; languages that nobody tells are heard."""
-        languages = list(given)
+    ) -> tuple[list[tuple[int, ...]], list[float]]:
+        """What each text begins with; languages that nobody tells are heard.
+
+        With it comes how sure that is, see :func:`decoding.languages`.
+        """
+        languages, margins = list(given), [math.inf] * len(given)
         silent = [i for i, code in enumerate(languages) if code is None]
         if silent and self._multilingual:
-            for i, code in zip(silent, self._languages(memory[silent])):
-                languages[i] = code
-        return [tokens.prompt(self._vocabulary, code, self._task) for code in languages]
+            for i, heard in zip(silent, self._languages(memory[silent])):
+                languages[i], margins[i] = heard
+        prompts = [
+            tokens.prompt(self._vocabulary, code, self._task) for code in languages
+        ]
+        return prompts, margins
 
     def _plain(self) -> AbstractContextManager[Any]:
         """Within, the decoder is Whisper's own: a task has learned one language."""
@@ -250,13 +274,19 @@ class WhisperReader:
         return nullcontext()
 
     def _result(
-        self, text: decoding.Text, prompt: Sequence[int], device: torch.device
+        self,
+        text: decoding.Text,
+        prompt: Sequence[int],
+        margin: float,
+        device: torch.device,
     ) -> tuple[str, list[str], list[int], Hypothesis]:
         speech2text = self._speech2text
         words = speech2text.converter.ids2tokens(text.ids)
         sequence = [*prompt, *text.ids, speech2text.asr_model.eos]
         hypothesis = Hypothesis(
-            yseq=torch.tensor(sequence, device=device), score=text.score
+            yseq=torch.tensor(sequence, device=device),
+            score=text.score,
+            scores={"margin": margin},
         )
         return (
             speech2text.tokenizer.tokens2text(words).strip(),

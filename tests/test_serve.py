@@ -1,0 +1,392 @@
+"""`espnet-hra serve`: OpenAI's interface, tasks that come and go, bad input."""
+
+import concurrent.futures
+import re
+import shutil
+import subprocess
+
+import httpx
+import numpy as np
+import pytest
+from adaptations import TASKS, make_adaptation, waves
+from serving import TOKEN, ask, serving, write
+
+import espnet_hra
+from espnet_hra.serve.engine import Engine
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("fastapi")
+
+FEMALE, CARLO = TASKS
+
+
+@pytest.fixture(scope="module")
+def exp(base, tmp_path_factory):
+    return make_adaptation(tmp_path_factory.mktemp("served") / "exp", base)
+
+
+@pytest.fixture(scope="module")
+def recordings(an4, tmp_path_factory):
+    """Two recordings as files."""
+    folder = tmp_path_factory.mktemp("recordings")
+    found = list(waves(an4["train"]).values())[:2]
+    return [write(folder / f"{i}.flac", wave) for i, wave in enumerate(found)]
+
+
+@pytest.fixture(scope="module")
+def expected(exp, an4):
+    """What `Speech2Text` writes down alone, by recording and task (None: the base)."""
+    alone = espnet_hra.Speech2Text.from_pretrained(str(exp), ctc_greedy=True)
+    found = list(waves(an4["train"]).values())[:2]
+    return {
+        (i, task): _alone(alone, wave, task)
+        for i, wave in enumerate(found)
+        for task in (FEMALE, CARLO, None)
+    }
+
+
+def _alone(speech2text, wave, task):
+    with speech2text.asr_model.encoder.use_task(task):
+        return speech2text(wave)[0][0]
+
+
+@pytest.fixture(scope="module")
+def engine(exp):
+    return Engine.open(str(exp))
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    with serving(engine) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+
+
+# ------------------------------------------------------------------- OpenAI's client
+
+
+@pytest.mark.parametrize(
+    "model, task", [(FEMALE, FEMALE), (CARLO, CARLO), ("small", None)]
+)
+def test_the_official_client_gets_the_text_of_the_task(
+    client, recordings, expected, model, task
+):
+    for i, path in enumerate(recordings):
+        with open(path, "rb") as file:
+            found = client.audio.transcriptions.create(model=model, file=file)
+        assert found.text == expected[i, task]
+    assert expected[0, FEMALE] != expected[0, CARLO] != expected[0, None]
+
+
+def test_the_official_client_reads_all_formats(client, recordings, expected):
+    text = expected[0, FEMALE]
+
+    def create(form):
+        with open(recordings[0], "rb") as file:
+            return client.audio.transcriptions.create(
+                model=FEMALE, file=file, response_format=form
+            )
+
+    assert create("text") == text + "\n"
+    verbose = create("verbose_json")
+    assert verbose.text == verbose.segments[0].text == text
+    assert verbose.segments[0].end == pytest.approx(float(verbose.duration), abs=0.01)
+    assert verbose.segments[0].avg_logprob < 0
+    assert verbose.hra == {"model": FEMALE}
+    clock = re.escape(_clock(float(verbose.duration)))
+    assert re.fullmatch(
+        rf"1\n00:00:00,000 --> {clock.replace('@', ',')}\d\n{re.escape(text)}\n\n",
+        create("srt"),
+    )
+    assert re.fullmatch(
+        rf"WEBVTT\n\n00:00:00.000 --> {clock.replace('@', '.')}\d\n"
+        rf"{re.escape(text)}\n\n",
+        create("vtt"),
+    )
+
+
+def _clock(seconds):
+    return f"00:00:{int(seconds):02}@{int(100 * seconds + 1e-6) % 100:02}"
+
+
+def test_the_official_client_lists_models(client):
+    assert [m.id for m in client.models.list()] == ["small", "auto", *TASKS]
+    assert client.models.retrieve(CARLO).id == CARLO
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.models.retrieve("nobody")
+
+
+def test_the_official_client_meets_an_unknown_task(client, recordings):
+    with open(recordings[0], "rb") as file, pytest.raises(openai.NotFoundError) as e:
+        client.audio.transcriptions.create(model="nobody", file=file)
+    assert e.value.code == "model_not_found" and e.value.param == "model"
+    assert "this server has small, auto, female, it.carlo" in str(e.value)
+
+
+def test_curl_as_in_openais_documents(url, recordings, expected):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "-s", f"{url}/v1/audio/transcriptions"]
+    command += ["-H", "Authorization: Bearer unused"]
+    command += ["-H", "Content-Type: multipart/form-data"]
+    command += ["-F", f"file=@{recordings[1]}", "-F", f"model={CARLO}"]
+    command += ["-F", "response_format=text"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == expected[1, CARLO] + "\n"
+
+
+# -------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "form, status, param",
+    [
+        ({"response_format": "docx"}, 400, "response_format"),
+        ({"prompt": "Dear Sir"}, 400, "prompt"),
+        ({"temperature": 0.5}, 400, "temperature"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"stream": "true"}, 400, "stream"),
+        ({"language": "fr"}, 400, "language"),
+        ({"timestamp_granularities[]": "word"}, 400, "timestamp_granularities[]"),
+        ({"model": ""}, 400, "model"),
+        ({"model": "../female"}, 404, "model"),
+        ({"model": "auto:nobody"}, 404, "model"),
+    ],
+)
+def test_what_is_not_done_is_refused_with_the_field(
+    url, recordings, form, status, param
+):
+    with open(recordings[0], "rb") as file:
+        answer = httpx.post(
+            f"{url}/v1/audio/transcriptions",
+            files={"file": file},
+            data={"model": FEMALE, **form},
+        )
+    assert answer.status_code == status
+    assert answer.json()["error"]["param"] == param
+
+
+def test_bad_recordings_are_refused_in_words(url, tmp_path):
+    text = tmp_path / "notes.mp3"
+    text.write_text("This is no audio. " * 100)
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    silent = write(tmp_path / "none.wav", np.zeros(0))
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(write(tmp_path / "a.wav", np.ones(9000) / 2).read_bytes()[:5000])
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path / 'a.wav'}\n#EXT-X-ENDLIST\n")
+    for path, reason in (
+        (text, "notes.mp3"),
+        (empty, "empty.wav is empty"),
+        (silent, "no audio"),
+        (cut, "cut short"),
+        (playlist, "list.m3u8"),
+    ):
+        answer = ask(url, path, FEMALE)
+        assert answer.status_code == 400, path
+        error = answer.json()["error"]
+        assert reason in error["message"] and error["param"] == "file"
+        assert "/tmp" not in error["message"]
+
+
+def test_four_hours_are_refused_before_they_are_read(url, tmp_path):
+    path = tmp_path / "long.flac"
+    write(path, np.zeros(4 * 3600 * 1000, dtype=np.float32), rate=1000)
+    answer = ask(url, path, FEMALE)
+    assert answer.status_code == 400
+    assert "longer (14,400 s) than the 1,800 s" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_bodies_are_refused_before_they_are_read(engine, recordings, chunked):
+    with serving(engine, most_bytes=20_000) as url:
+        body = b"x" * 100_000
+        answer = httpx.post(
+            f"{url}/v1/audio/transcriptions",
+            content=iter([body]) if chunked else body,
+            headers={"Content-Type": "multipart/form-data; boundary=x"},
+        )
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "file_too_large"
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_silence_and_what_is_too_short_have_no_text(url, tmp_path):
+    quiet = write(tmp_path / "quiet.wav", np.zeros(16_000))
+    short = write(tmp_path / "short.wav", 0.1 * np.ones(200))
+    for path in (quiet, short):
+        answer = ask(url, path, FEMALE)
+        assert answer.status_code == 200 and answer.json()["text"] == ""
+
+
+def test_a_hundred_uploads_at_once_are_answered_or_told_to_come_again(
+    engine, recordings, expected
+):
+    with serving(engine, requests=10) as url:
+        with concurrent.futures.ThreadPoolExecutor(100) as threads:
+            answers = list(
+                threads.map(lambda i: ask(url, recordings[i % 2], FEMALE), range(100))
+            )
+        for i, answer in enumerate(answers):
+            if answer.status_code == 200:
+                assert answer.json()["text"] == expected[i % 2, FEMALE]
+            else:
+                assert answer.status_code == 503
+                assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        assert {a.status_code for a in answers} == {200, 503}
+        assert ask(url, recordings[0], FEMALE).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_given_up(engine, recordings):
+    with serving(engine, timeout=1e-4) as url:
+        answer = ask(url, recordings[0], FEMALE)
+        assert answer.status_code == 504 and "limit here" in answer.text
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+# ----------------------------------------------------------------------------- tasks
+
+
+@pytest.fixture
+def changing(base, tmp_path):
+    """A server of its own, and the file of a third task."""
+    exp = make_adaptation(tmp_path / "exp", base)
+    engine = Engine.open(str(exp))
+    encoder = engine.encoder
+    encoder.save_task(CARLO, tmp_path / "carlo.safetensors")
+    encoder.add_task("new")
+    vector = encoder.adapter.heads.vector("new")
+    vector.data = encoder.adapter.heads.vector(CARLO).data.clone()
+    encoder.save_task("new", tmp_path / "new.safetensors")
+    encoder.remove_task("new")
+    with serving(engine) as url:
+        yield url, tmp_path, exp
+
+
+def put(url, name, content, token=TOKEN):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.put(f"{url}/v1/tasks/{name}", content=content, headers=headers)
+
+
+def test_tasks_come_are_replaced_and_go_while_others_are_served(changing, recordings):
+    url, folder, exp = changing
+    content = (folder / "new.safetensors").read_bytes()
+    before = ask(url, recordings[0], CARLO).json()["text"]
+    assert ask(url, recordings[0], "new").status_code == 404
+    answer = put(url, "new", content)
+    assert answer.status_code == 201 and answer.json()["replaced"] is False
+    assert ask(url, recordings[0], "new").json()["text"] == before
+    assert put(url, "new", content).json()["replaced"] is True
+    assert (exp / "tasks" / "new.safetensors").read_bytes() == content
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    # One of the checkpoint as well; the others stay.
+    for name in ("new", FEMALE):
+        answer = httpx.delete(f"{url}/v1/tasks/{name}", headers=headers)
+        assert answer.json()["deleted"] is True
+        assert ask(url, recordings[0], name).status_code == 404
+        again = httpx.delete(f"{url}/v1/tasks/{name}", headers=headers)
+        assert again.status_code == 404
+    assert ask(url, recordings[0], CARLO).json()["text"] == before
+
+
+def test_broken_task_files_are_refused_and_change_nothing(changing, recordings):
+    url, folder, exp = changing
+    content = (folder / "new.safetensors").read_bytes()
+    damaged = bytearray(content)
+    damaged[-1] ^= 1
+    for name, given, reason in (
+        ("new", bytes(damaged), "checksum"),
+        ("new", content[:100], "not a readable task file"),
+        ("new", b"", "not a readable task file"),
+        ("other", content, "holds the task 'new', not 'other'"),
+        ("auto", content, "cannot be the name"),
+        ("small", content, "cannot be the name"),
+        ("a b", content, "cannot be the name"),
+    ):
+        answer = put(url, name, given)
+        assert answer.status_code == 400, name
+        assert reason in answer.json()["error"]["message"]
+    assert not (exp / "tasks").exists() or not list((exp / "tasks").glob("*.safe*"))
+    # One that someone has put there by hand:
+    (exp / "tasks").mkdir(exist_ok=True)
+    (exp / "tasks" / "hand.safetensors").write_bytes(bytes(damaged))
+    answer = ask(url, recordings[0], "hand")
+    assert answer.status_code == 422 and "checksum" in answer.text
+    assert ask(url, recordings[0], CARLO).status_code == 200
+
+
+def test_without_the_token_no_task_changes(changing, engine):
+    url, folder, _ = changing
+    content = (folder / "new.safetensors").read_bytes()
+    for token in ("", "wrong", TOKEN[:-1]):
+        answer = put(url, "new", content, token)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_token"
+    with serving(engine, token="") as url:
+        for token in ("", TOKEN):
+            answer = put(url, "new", content, token)
+            assert answer.status_code == 403 and "ESPNET_HRA_TOKEN" in answer.text
+
+
+# ------------------------------------------------------------------------- operation
+
+
+def test_metrics_count_what_was_done(engine, recordings):
+    with serving(engine) as url:
+        for model in (FEMALE, CARLO, "small", "nobody"):
+            ask(url, recordings[0], model)
+        text = httpx.get(f"{url}/metrics").text
+    path = 'path="/v1/audio/transcriptions"'
+    assert f'espnet_hra_requests_total{{{path},status="200"}} 3.0' in text
+    assert f'espnet_hra_requests_total{{{path},status="404"}} 1.0' in text
+    assert 'espnet_hra_choices_total{by="name"} 2.0' in text
+    assert "espnet_hra_wait_seconds_count 3.0" in text
+
+
+def test_auto_says_which_task_it_took(url, recordings, expected):
+    answer = ask(url, recordings[0], "auto", response_format="verbose_json")
+    told = answer.json()["hra"]
+    taken = answer.headers["X-Model"]
+    assert told["model"] == taken and told["asked"] == "auto"
+    confidence = told["confidence"]
+    assert confidence.keys() == {"small", *TASKS}
+    best = max(TASKS, key=confidence.__getitem__)
+    sure = confidence[best] >= confidence["small"]
+    assert taken == (best if sure else "small")
+    task = None if taken == "small" else taken
+    assert answer.json()["text"] == expected[0, task]
+
+
+def test_auto_abstains_below_its_threshold_and_takes_candidates(
+    engine, recordings, expected
+):
+    with serving(engine, auto_threshold=100.0) as url:
+        answer = ask(url, recordings[0], "auto", response_format="verbose_json").json()
+        assert answer["hra"]["abstained"] and answer["text"] == expected[0, None]
+    with serving(engine, auto_threshold=-100.0, auto_tasks=1) as url:
+        answer = ask(url, recordings[0], f"auto:{CARLO}")
+        assert answer.headers["X-Model"] == CARLO
+        assert answer.json()["text"] == expected[0, CARLO]
+        answer = ask(url, recordings[0], "auto")
+        assert answer.status_code == 400 and "auto:NAME,NAME" in answer.text
+
+
+def test_a_client_that_sends_nothing_more_is_let_go(engine):
+    import socket
+    from urllib.parse import urlsplit
+
+    with serving(engine, timeout=0.5) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as line:
+            line.sendall(
+                b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\n"
+                b"Content-Length: 1000\r\n\r\n--x\r\n"
+            )
+            line.settimeout(60)
+            assert line.recv(100).startswith(b"HTTP/1.1 408")

@@ -1,0 +1,150 @@
+"""The parts of the server: cutting, times, options, the choice of a task."""
+
+import numpy as np
+import pytest
+from serving import write
+
+from espnet_hra import cli
+from espnet_hra.data.audio import AudioError, read_audio
+from espnet_hra.errors import ConfigError
+from espnet_hra.serve import command
+from espnet_hra.serve.auto import choose
+from espnet_hra.serve.cutting import pieces
+from espnet_hra.serve.engine import Heard
+from espnet_hra.serve.formats import FORMATS, Segment, Transcript
+from espnet_hra.serve.lengths import SECONDS, Steps
+
+RATE = 16_000
+
+
+def noise(seconds, level=0.1):
+    drawn = np.random.default_rng(0)
+    return (level * drawn.standard_normal(int(seconds * RATE))).astype(np.float32)
+
+
+def test_long_recordings_are_cut_in_pauses_and_nothing_is_lost():
+    wave = noise(50)
+    pauses = [(12.0, 12.5), (17.0, 18.0), (33.0, 33.4)]
+    for start, end in pauses:
+        wave[int(start * RATE) : int(end * RATE)] *= 1e-4
+    found = pieces(wave, RATE, 20 * RATE)
+    assert np.array_equal(np.concatenate([p.wave for p in found]), wave)
+    assert all(len(p.wave) <= 20 * RATE for p in found)
+    ends = [p.end for p in found[:-1]]
+    # The longer of two pauses; later, the only one; and then where there is none.
+    assert ends[0] == pytest.approx(17.5, abs=0.05)
+    assert ends[1] == pytest.approx(33.2, abs=0.05)
+    assert [p.start for p in found] == [0.0, *ends] and found[-1].end == 50
+
+
+def test_without_a_pause_the_cut_is_in_the_second_half():
+    found = pieces(noise(45), RATE, 20 * RATE)
+    assert all(10 <= p.end - p.start <= 20 for p in found[:-1])
+
+
+def test_a_short_recording_is_one_piece():
+    ((start, end, wave),) = pieces(noise(3), RATE, 20 * RATE)
+    assert (start, end, len(wave)) == (0, 3, 3 * RATE)
+
+
+def test_subtitles_of_an_hour_leave_out_what_is_silent():
+    said = [
+        Segment(0, 10, Heard("one")),
+        Segment(10, 20, Heard("")),
+        Segment(3599.9996, 3661.5, Heard("two")),
+    ]
+    transcript = Transcript(said, 3661.5, None, {"model": "x"})
+    assert transcript.text == "one two"
+    assert FORMATS["srt"][0](transcript) == (
+        "1\n00:00:00,000 --> 00:00:10,000\none\n\n"
+        "2\n01:00:00,000 --> 01:01:01,500\ntwo\n\n"
+    )
+    assert "01:00:00.000 --> 01:01:01.500" in FORMATS["vtt"][0](transcript)
+
+
+def test_fixed_lengths_end_with_the_longest():
+    steps = Steps(RATE, 29 * RATE)
+    assert len(steps.padded(np.zeros(10))) == SECONDS[0] * RATE
+    assert len(steps.padded(np.zeros(28 * RATE))) == 29 * RATE
+    assert len(steps.padded(np.zeros(29 * RATE))) == 29 * RATE
+
+
+def test_the_surest_task_is_taken_if_it_beats_the_base_by_the_threshold():
+    sure = {"fr": -0.2, "it": -0.4}
+    assert choose(sure, base=-0.5, threshold=0.1).task == "fr"
+    assert choose(sure, base=-0.25, threshold=0.1).task is None
+    assert choose({}, base=-0.5).task is None
+    assert choose({"fr": 0.0, "it": 0.0}, base=0.0, threshold=-1).task is None
+    told = choose(sure, base=-0.25, threshold=0.1).told("whisper", 0.1)
+    assert told["model"] == "whisper" and told["abstained"]
+    assert list(told["confidence"]) == ["whisper", "fr", "it"]
+
+
+def test_recordings_that_are_too_long_are_refused_whatever_reads_them(tmp_path):
+    for name in ("a.flac", "a.ogg"):
+        path = write(tmp_path / name, noise(3))
+        assert len(read_audio(path, longest=3.1)[0]) == 3 * RATE
+        with pytest.raises(AudioError, match="longer"):
+            read_audio(path, longest=2.9)
+    import av
+
+    path = tmp_path / "a.m4a"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=RATE)
+        frame = av.AudioFrame.from_ndarray(noise(3)[None], "fltp", "mono")
+        frame.sample_rate = RATE
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert len(read_audio(path, longest=4)[0]) == pytest.approx(3 * RATE, rel=0.05)
+    with pytest.raises(AudioError, match="longer"):
+        read_audio(path, longest=2)
+
+
+def test_a_file_that_names_others_is_no_recording_of_a_stranger(tmp_path):
+    from espnet_hra.data.audio import SELF_CONTAINED
+
+    write(tmp_path / "secret.wav", noise(1))
+    path = tmp_path / "list.txt"
+    path.write_text("ffconcat version 1.0\nfile secret.wav\n")
+    assert len(read_audio(path)[0]) == RATE
+    with pytest.raises(AudioError):
+        read_audio(path, formats=SELF_CONTAINED)
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("exp/debian_voices/asr_hra", "asr_hra"),
+        ("models/voices.zip", "voices"),
+        ("whisper:tiny.en", "whisper-tiny.en"),
+        ("owner/model@v1", "model-v1"),
+        ("auto", "base"),
+    ],
+)
+def test_clients_call_the_base_by_the_name_of_its_file(model, name):
+    assert command.base_name(model) == name
+
+
+def test_options_that_are_not_possible_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("ESPNET_HRA_TOKEN", raising=False)
+    parser = command.get_parser()
+
+    def settings(*options):
+        return command.settings_of(parser.parse_args(["m", *options]))
+
+    assert settings().token == "" and settings().name == "m"
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    for options, reason in (
+        (["--batch_size", "0"], "--batch_size 0: must be above 0"),
+        (["--wait_ms", "-1"], "must not be below 0"),
+        (["--name", "auto"], "--name 'auto'"),
+        (["--token_file", str(token)], "the token has 6 characters: give at least 16"),
+        (["--token_file", str(tmp_path / "no")], "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            settings(*options)
+    monkeypatch.setenv("ESPNET_HRA_TOKEN", "0123456789abcdef")
+    assert settings().token == "0123456789abcdef"
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    assert "ESPNET_HRA_TOKEN" in capsys.readouterr().out
