@@ -1,4 +1,4 @@
-"""`espnet-hra demo MODEL`: a page in the browser that hears, compares and teaches tasks.
+"""`espnet-hra demo MODEL`: a page in the browser to hear, compare and teach tasks.
 
 * :mod:`~espnet_hra.demo.command` has the options, and starts the page on this machine;
 * :mod:`~espnet_hra.demo.page` is the page, the only module that knows Gradio;

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     # Gradio reads these when it is imported. It would count its users otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # An orderly end, so that recordings and a training at work go with the page.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="espnet_hra.demo.") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         return _serve(args, Path(folder))
