@@ -1,7 +1,9 @@
 """`espnet-hra demo MODEL`: a page in the browser to hear, compare and teach tasks.
 
 * :mod:`~espnet_hra.demo.command` has the options, and starts the page on this machine;
-* :mod:`~espnet_hra.demo.page` is the page, the only module that knows Gradio;
+* :mod:`~espnet_hra.demo.page` is the page, written with Gradio;
+* :mod:`~espnet_hra.demo.serving` serves it, and :mod:`~espnet_hra.demo.privacy` refuses
+  whoever is not of this machine;
 * :mod:`~espnet_hra.demo.listening` opens the model and reads recordings with its tasks;
 * :mod:`~espnet_hra.demo.showing` writes what the page shows: texts with their
   differences marked, rates, tables;

@@ -1,4 +1,4 @@
-"""The page: three tabs, *Listen*, *Teach* and *Look inside*. The one that knows Gradio.
+"""The page: three tabs, *Listen*, *Teach* and *Look inside*, written with Gradio.
 
 Everything that can go wrong is told on the page, in the place of what was asked for.
 """
@@ -6,36 +6,23 @@ Everything that can go wrong is told on the page, in the place of what was asked
 import contextlib
 import logging
 import shutil
-import socket
-import sys
 import tempfile
-import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fastapi
 import gradio as gr
-import uvicorn
 
-from espnet_hra.demo import drawing, learned, showing
+from espnet_hra.demo import drawing, learned, serving, showing
 from espnet_hra.demo.lesson import CURVE, Lesson, Parts
-from espnet_hra.demo.listening import MOST_BYTES, Ears
-from espnet_hra.demo.privacy import StaysHere
+from espnet_hra.demo.listening import Ears
 from espnet_hra.demo.sentences import fit_all
 from espnet_hra.demo.teaching import Progress, Settings, Stopped, Training
 from espnet_hra.errors import DataError, TaskError, UserError
 from espnet_hra.names import check_task_name
 
 logger = logging.getLogger(__name__)
-
-#: Ports that are tried where none is asked for.
-PORTS = range(7860, 7960)
-
-#: System fonts: the theme's own would be fetched from elsewhere.
-_FONTS = ("system-ui", "sans-serif")
-_MONO = ("ui-monospace", "monospace")
 
 #: What the language is if nobody says.
 _TASKS_OWN = "that of each task"
@@ -89,51 +76,11 @@ class Page:
         self._training = Training()
 
     def serve(self, address: str, port: int | None, browser: bool) -> None:
-        """Serve the page until it is interrupted.
-
-        Args:
-            address: Of this machine.
-            port: The port; None for the first free one of :data:`PORTS`.
-            browser: Whether to open it in the browser.
-
-        Raises:
-            OSError: The port is taken, or all of them.
-        """
-        sock = _bound(address, PORTS if port is None else (port,))
-        place = f"http://{address}:{sock.getsockname()[1]}"
-        config = uvicorn.Config(
-            self.app(), log_level="warning", timeout_graceful_shutdown=2
-        )
-        print(f"The page is at {place} (Ctrl-C ends it)", file=sys.stderr)
-        if browser:  # which asks again until it is answered
-            webbrowser.open(place)
+        """Serve the page until it is interrupted, see :func:`serving.serve`."""
         try:
-            with contextlib.suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run(sockets=[sock])
+            serving.serve(self.build(), address, port, browser)
         finally:
             self._training.stop()
-
-    def app(self) -> StaysHere:
-        """The page as an ASGI application."""
-        blocks = self.build()
-        blocks.queue(default_concurrency_limit=1, max_size=32)
-        # Not `launch`, which can share pages, and asks for itself through proxies.
-        mounted = gr.mount_gradio_app(
-            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            blocks,
-            path="",
-            ssr_mode=False,
-            run_history=False,
-            footer_links=[],
-            enable_monitoring=False,
-            mcp_server=False,
-            max_file_size=MOST_BYTES,
-            theme=gr.themes.Default(
-                primary_hue="blue", font=list(_FONTS), font_mono=list(_MONO)
-            ),
-            css=showing.STYLE,
-        )
-        return StaysHere(mounted)
 
     def build(self) -> gr.Blocks:
         """The page's parts, and what each does."""
@@ -448,26 +395,6 @@ class Page:
 
         button.click(_told(look), [visit, tasks, audio], result, api_name=False)
         return tasks
-
-
-def _bound(address: str, ports: Sequence[int]) -> socket.socket:
-    """A socket that listens at the first port that is free.
-
-    Raises:
-        OSError: None is.
-    """
-    for port in ports:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((address, port))
-            sock.listen(128)
-            return sock
-        except OSError:
-            sock.close()
-            if port == ports[-1]:
-                raise
-    raise OSError("no port was given")
 
 
 def _recorder(label: str) -> Any:

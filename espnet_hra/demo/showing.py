@@ -76,7 +76,9 @@ def readings(found: Sequence[Reading], said: str = "") -> str:
     body = []
     for one in found:
         text = marked(one.text, against) if one.task or said else escape(one.text)
-        row = [escape(one.task or BASE), text or "<em>(nothing)</em>"]
+        if not one.text.strip():
+            text = f"<em>(nothing)</em> {text}".strip()
+        row = [escape(one.task or BASE), text]
         if said:
             errors = count_errors([(folded(said), folded(one.text))])
             row.append(f"{errors.wer:.0f} %")
