@@ -24,7 +24,7 @@ DEFAULT = (
     "You can pay in cash or by card, whichever you prefer.",
     "The judge asked the young man to speak more clearly.",
     "Our flight was delayed for almost two hours by the fog.",
-    "She wrote a long letter to her uncle in Germany.",
+    "She wrote a long letter to her cousin in Zurich.",
     "Turn left at the church and walk as far as the bridge.",
     "It took five minutes to boil the eggs and make toast.",
     "The doctor says that fresh air is good for the lungs.",

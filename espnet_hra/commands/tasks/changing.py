@@ -79,8 +79,6 @@ def run_import(args: argparse.Namespace) -> None:
 
 def run_add(args: argparse.Namespace) -> None:
     """Train a new task."""
-    from espnet_hra.adapt.single import train_task
-
     name = check_task_name(args.name)
     out = None if args.out is None else Path(args.out)
     if out is None:
@@ -90,6 +88,10 @@ def run_add(args: argparse.Namespace) -> None:
         found = find_model(args.model, args.pretrained_model)
         if not out.absolute().parent.is_dir():
             raise TaskError(f"{out}: there is no folder {out.absolute().parent}")
+
+    # After these checks: ESPnet's tasks take seconds to import.
+    from espnet_hra.adapt.single import train_task
+
     with contextlib.ExitStack() as stack:
         if args.workdir is None:
             temporary = tempfile.TemporaryDirectory(prefix=f"espnet_hra.{name}.")
