@@ -140,7 +140,7 @@ def upload(part, path, first: bool = True) -> None:
 def test_a_recording_is_uploaded_and_compared(page, model, speech):
     part = panel(page, "Listen")
     upload(part, speech[2])
-    part.get_by_role("button", name="Play").wait_for()  # it can be heard
+    part.get_by_role("button", name="Play", exact=True).wait_for()  # it can be heard
     for task in ("female", "it.carlo"):
         part.get_by_role("checkbox", name=task).check()
     part.get_by_role("button", name="Compare").click()
@@ -201,7 +201,7 @@ def test_five_sentences_teach_a_task(page, model, speech, folder):
     part.get_by_role("alert").filter(has_text="3 are needed at least").wait_for()
     # One by itself, the others at once.
     upload(part, speech[0])
-    part.get_by_role("button", name="Play").wait_for()
+    part.get_by_role("button", name="Play", exact=True).wait_for()
     part.get_by_role("button", name="Keep and go on").click()
     part.get_by_text("Sentence 2 of 5 (not recorded yet; 1 recorded").wait_for()
     upload(part, speech[1:], first=False)
@@ -247,7 +247,7 @@ def test_a_damaged_task_is_told_and_the_page_stays(page, model, speech):
         page.reload()
         part = panel(page, "Listen")
         upload(part, speech[0])
-        part.get_by_role("button", name="Play").wait_for()
+        part.get_by_role("button", name="Play", exact=True).wait_for()
         part.get_by_role("checkbox", name="damaged").check()
         part.get_by_role("button", name="Compare").click()
         part.get_by_role("alert").filter(has_text="not a readable task file").wait_for()
@@ -266,7 +266,8 @@ def test_every_control_has_a_name_and_is_reached_by_keyboard(page, tab):
     script = (
         "selector => [...document.querySelectorAll(selector)]"
         ".filter(e => e.checkVisibility({visibilityProperty: true, opacityProperty:"
-        " true}) && !e.disabled && e.getClientRects().length)"
+        " true}) && !e.disabled && e.getClientRects().length"
+        " && !e.closest('[aria-hidden=true]'))"
     )
     page.evaluate(f"s => {{ window.wanted = ({script})(s); }}", CONTROLS)
     count = page.evaluate("() => window.wanted.length")

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import espnet_hra
 from espnet_hra.errors import UserError
 
 #: What ESPnet's trainer logs.
@@ -142,7 +143,11 @@ class Training:
             self._one.release()
 
     def _run(self, words: Sequence[str], updates: int | None) -> Iterator[Progress]:
-        command = [sys.executable, "-m", "espnet_hra.cli", *words]
+        # This very package, wherever the page was started (-P: not that of the folder).
+        command = [sys.executable, "-P", "-m", "espnet_hra.cli", *words]
+        package = str(Path(espnet_hra.__file__).resolve().parent.parent)
+        others = os.environ.get("PYTHONPATH")
+        paths = os.pathsep.join(filter(None, (package, others)))
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -151,7 +156,7 @@ class Training:
             text=True,
             errors="replace",
             start_new_session=True,  # so that it ends with all that it has started
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths},
         )
         self._process = process
         assert process.stdout is not None, "asked for above"
