@@ -41,7 +41,7 @@ endef
 
 # The recipe needs less than the tests do.
 RUN_EXTRAS := lora,plots,whisper
-ALL_EXTRAS := $(RUN_EXTRAS),adapt,align,export,serve,test,dev
+ALL_EXTRAS := $(RUN_EXTRAS),adapt,align,demo,export,serve,test,dev
 REQUIREMENTS := setup.cfg setup.py pyproject.toml local/find_python.sh
 $(RUNS): $(REQUIREMENTS)
 	$(call install,$(RUN_EXTRAS),ESPnet and PyTorch)

@@ -27,6 +27,8 @@ COMMANDS = {
     "params": ("commands.params", "table of trainable and per-task parameters"),
     "tasks": ("commands.tasks", "list, add, remove, export, import, verify tasks"),
     "export": ("commands.export", "one ONNX or torch graph that serves all tasks"),
+    "diagnose": ("commands.diagnose", "what tasks do inside a model, layer by layer"),
+    "demo": ("demo", "a page in the browser: hear, compare and teach tasks"),
     "pack": ("commands.pack", "make a pack of a model or of tasks, and upload it"),
     "bench": ("bench", "compare adapters: quality, speed"),
     "recipe": ("commands.recipe", "copy the recipe, into an ESPnet checkout for one"),

@@ -5,7 +5,7 @@ the trained head is taken and scored in the same way.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from espnet_hra.data.lists import (
 from espnet_hra.data.problems import Report
 from espnet_hra.data.requirements import Requirements
 from espnet_hra.data.sentences import hold_out
-from espnet_hra.errors import DataError, TaskError
+from espnet_hra.errors import ConfigError, DataError, TaskError
 
 #: Files of a prepared folder that become data streams: name and type.
 _STREAMS = {"wav.scp": ("speech", "sound"), "text": ("text", "text")}
@@ -189,6 +189,62 @@ def take(encoder: Any, name: str, exp: Path) -> None:
             raise TaskError(f"task {name!r}: the training has changed {part}")
     with torch.no_grad():
         encoder.adapter.heads.vector(name).copy_(trained[key])
+
+
+def language_of(
+    name: str, config: Mapping[str, Any], told: Sequence[str] | None
+) -> str | None:
+    """The language that Whisper is told in a training.
+
+    Args:
+        name: The task.
+        config: The model's.
+        told: What was said about the task's languages, if anything.
+
+    Returns:
+        Its code; None for models that are told none, or that know it already.
+
+    Raises:
+        ConfigError: Nobody has told it, or there are several.
+    """
+    if config.get("bpemodel") != "whisper_multilingual":
+        return None
+    if not told:
+        usual = config.get("preprocessor_conf") or {}
+        if usual.get("whisper_language", "en") is not None:
+            return None  # an experiment that was trained on one language keeps it
+        raise ConfigError(
+            f"task {name!r}: Whisper must be told its language: give --language with a "
+            "code, e.g. fr"
+        )
+    if len(told) > 1:
+        raise ConfigError(
+            f"task {name!r}: Whisper is told one language of a task, not "
+            f"{' and '.join(told)}: give --language with one of them"
+        )
+    from espnet_hra.espnet.whisper import model_sizes
+    from espnet_hra.whisper.tokens import code_of
+
+    return code_of(told[0], model_sizes(config.get("decoder_conf")).num_languages)
+
+
+def reading(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How ``Speech2Text`` reads with a new task: greedily, as the model can.
+
+    Args:
+        config: The model's.
+
+    Returns:
+        Its options: none for Whisper, which reads greedily by itself; the best CTC
+        symbols of models that have a CTC; a beam of one of those that have none.
+    """
+    from espnet_hra.espnet.whisper_reader import reads_with_whisper
+
+    if reads_with_whisper(config):
+        return {}
+    if (config.get("model_conf") or {}).get("ctc_weight", 0.5) == 0.0:
+        return {"beam_size": 1, "ctc_weight": 0.0}
+    return {"ctc_greedy": True, "ctc_weight": 1.0}
 
 
 def score(speech2text: Any, name: str, folder: Path) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def train_task(
         found: The model.
         work: An empty folder for data and training.
         options: ESPnet's training options that are not the model's own.
-        info: What is said about the task.
+        info: What is said about the task. A multilingual Whisper takes its language
+            from ``languages``.
         base: Where the frozen base is, if not where the model says.
         ngpu: Number of GPUs.
         skip_bad: Leave out utterances that fail the check.
@@ -90,17 +91,22 @@ def train_task(
 
     Raises:
         DataError: An utterance fails the check, or none is left.
+        ConfigError: A multilingual Whisper is not told the language.
         UserError: The model cannot be used.
     """
     saved = found.read_config(base)
     check_kind("asr", saved, found.source)
+    language = new_task.language_of(name, saved, info.get("languages"))
     lists, minutes = new_task.prepare(data, _requirements(saved), work, skip_bad)
+    if language is not None:
+        options = {**options, "languages": {name: language}}
+        info = {**info, "languages": [language]}
     HRATask.main(cmd=_command(name, saved, found, work, options, lists, base, ngpu))
     speech2text = Speech2Text(
         found.config_file,
         found.model_file,
-        ctc_greedy=True,
-        ctc_weight=1.0,
+        language=language,
+        **new_task.reading(saved),
         pretrained_model=base,
         store=found.store,
     )

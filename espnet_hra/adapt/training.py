@@ -84,8 +84,7 @@ def decoder_of(model: torch.nn.Module, args: argparse.Namespace) -> Speech2Text:
     """Greedy decoding with a model that is there already."""
     return Speech2Text(
         ready=(model, args),
-        ctc_greedy=True,
-        ctc_weight=1.0,
+        **new_task.reading(vars(args)),
         device="cuda" if args.ngpu > 0 else "cpu",
         dtype=args.train_dtype,
     )

@@ -340,11 +340,13 @@ class Workbench:
             encoder.remove_task(name)
 
     def _score(self, name: str, folder: Path) -> dict[str, Any] | None:
-        """Error rates of a head as it is now; None without a CTC to decode with."""
-        if getattr(self.model, "ctc", None) is None:
-            return None
+        """Error rates of a head as it is now; None of what takes a beam search."""
         from espnet_hra.adapt.training import decoder_of
+        from espnet_hra.espnet.whisper_reader import reads_with_whisper
 
+        ctc = getattr(self.model, "ctc", None)
+        if ctc is None and not reads_with_whisper(vars(self.args)):
+            return None
         if self._speech2text is None:
             self._speech2text = decoder_of(self.model, self.args)
         self.model.eval()

@@ -112,6 +112,16 @@ class Controller(torch.nn.Module):
         """The recurrence, on the normalised input. Shapes as in :meth:`forward`."""
         raise NotImplementedError
 
+    def gate(
+        self, x: torch.Tensor, h: torch.Tensor | None, index: int
+    ) -> torch.Tensor | None:
+        """How much of the state before is kept, (..., c), in [0, 1].
+
+        None without a state before, and of controllers without a gate. Arguments as of
+        :meth:`forward`.
+        """
+        return None
+
 
 class IndRNN(Controller):
     """``h_l = relu(W x_l + u * h_{l-1} + b)``, ``*`` element by element."""
@@ -175,6 +185,16 @@ class LiGRU(Controller):
         if h is None:
             return (1 - gate) * candidate
         return torch.lerp(candidate, h, gate)  # candidate + gate * (h - candidate)
+
+    def gate(
+        self, x: torch.Tensor, h: torch.Tensor | None, index: int
+    ) -> torch.Tensor | None:
+        if h is None:
+            return None
+        x = x if self.norm is None else self.norm(x)
+        b = self.b[index] if self.own_bias else self.b
+        c = self.c
+        return torch.sigmoid(F.linear(x, self.W[:c], b[:c]) + F.linear(h, self.U[:c]))
 
 
 CONTROLLERS: dict[str, type[Controller]] = {

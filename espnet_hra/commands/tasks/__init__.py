@@ -68,6 +68,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--ngpu", type=int, default=0, help="(default: 0)")
     sub.add_argument("--workdir", help="Keep the training here (default: thrown away)")
+    sub.add_argument(
+        "--out", metavar="FILE", help="Write the task here, and leave the model alone"
+    )
     add_skip_bad(sub)
     add_info(sub, "what the task was trained on (default: the folder and its size)")
 

@@ -15,6 +15,7 @@ from espnet_hra.espnet.models import (
     find_tasks,
     unknown_task,
 )
+from espnet_hra.files import atomic
 from espnet_hra.files.config import read_yaml
 from espnet_hra.names import check_task_name
 
@@ -78,11 +79,19 @@ def run_import(args: argparse.Namespace) -> None:
 
 def run_add(args: argparse.Namespace) -> None:
     """Train a new task."""
+    name = check_task_name(args.name)
+    out = None if args.out is None else Path(args.out)
+    if out is None:
+        found = _writable(args)
+        _check_free(found, name, args.replace)
+    else:
+        found = find_model(args.model, args.pretrained_model)
+        if not out.absolute().parent.is_dir():
+            raise TaskError(f"{out}: there is no folder {out.absolute().parent}")
+
+    # After these checks: ESPnet's tasks take seconds to import.
     from espnet_hra.adapt.single import train_task
 
-    name = check_task_name(args.name)
-    found = _writable(args)
-    _check_free(found, name, args.replace)
     with contextlib.ExitStack() as stack:
         if args.workdir is None:
             temporary = tempfile.TemporaryDirectory(prefix=f"espnet_hra.{name}.")
@@ -102,8 +111,11 @@ def run_add(args: argparse.Namespace) -> None:
             ngpu=args.ngpu,
             skip_bad=args.skip_bad,
         )
-    path = found.store.put(content, name, args.replace)
-    print(f"{name}: {path}, {len(content):,} bytes")
+    if out is None:
+        out = found.store.put(content, name, args.replace)
+    else:
+        atomic.write(out, content)
+    print(f"{name}: {out}, {len(content):,} bytes")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
