@@ -9,9 +9,11 @@ mapping of tasks in JSON, for the training, and an ``utt2lang`` of what is decod
 import argparse
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from espnet_hra.data.lists import read_entries, write_lists
 from espnet_hra.errors import ConfigError
@@ -20,8 +22,9 @@ from espnet_hra.whisper.tokens import code_of
 
 from corpus import CorpusError, one_line
 
-#: Most utterances that are heard for languages: of one task, and of all together.
-EACH, ALL = 5, 60
+#: Most utterances of a task that are heard for its language, and how many seconds of
+#: speech are enough: what Whisper hears at once.
+MOST, ENOUGH = 20, 25
 
 #: Tells the languages of tasks.
 Hear = Callable[[Sequence[str]], Mapping[str, str]]
@@ -113,24 +116,28 @@ class Listener:
 
     def _hear(self, tasks: Sequence[str]) -> dict[str, str]:
         from espnet_hra import Speech2Text
-        from espnet_hra.data.audio import read_audio, resample
+        from espnet_hra.data.audio import SAMPLE_RATE, read_audio, resample
 
         speech2text = Speech2Text(self._config, self._model)
         own: dict[str, list[str]] = defaultdict(list)
         for utterance, task in read_entries(self._folder / "utt2task").items():
             own[task].append(utterance)
         paths = read_entries(self._folder / "wav.scp")
-        each = max(1, min(EACH, ALL // len(tasks)))
         found = {}
         for task in tasks:
-            # Evenly over the list, so not all of one session.
-            chosen = own[task][:: max(1, len(own[task]) // each)][:each]
-            waves = [resample(*read_audio(paths[utterance])) for utterance in chosen]
-            votes = Counter(speech2text.hear_languages(waves))
-            (found[task], count), *_ = votes.most_common(1)
+            # One after the other: in a word alone Whisper hears any language. Evenly
+            # over the list, so not all of one session.
+            chosen = own[task][:: max(1, len(own[task]) // MOST)][:MOST]
+            waves, samples = [], 0
+            for utterance in chosen:
+                waves.append(resample(*read_audio(paths[utterance])))
+                samples += len(waves[-1])
+                if samples > ENOUGH * SAMPLE_RATE:
+                    break
+            (found[task],) = speech2text.hear_languages([np.concatenate(waves)])
             print(
                 f"{task}: nobody tells its language; Whisper hears {found[task]} in "
-                f"{count} of {len(chosen)} utterances (utt2lang or --lang tell another)"
+                f"{len(waves)} utterances (utt2lang or --lang tell another)"
             )
         return found
 
