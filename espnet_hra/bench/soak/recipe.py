@@ -7,6 +7,7 @@ are all processes at once, the script alone (what it has started goes on, and a 
 run must say so and stop), or one of the others.
 """
 
+import copy
 import os
 import random
 import re
@@ -168,12 +169,13 @@ def soak(
     while sum(found.kills.values()) < kills and len(found.wrong) < 10:
         place = folder / f"killed{found.runs + 1}"
         shutil.rmtree(place, ignore_errors=True)
-        before = len(found.wrong)
+        before, earlier = len(found.wrong), copy.deepcopy(found)
         recipe = Recipe(place, options)
         try:
             _one_run(recipe, course, rnd, found)
         except KeyboardInterrupt:
             recipe.end()
+            found = earlier
             print("recipe: interrupted: the runs that have ended count", flush=True)
             break
         found.runs += 1
