@@ -546,6 +546,22 @@ def test_a_training_that_changes_nothing_has_failed(
     assert not list(out.glob("tasks/*.safetensors"))
 
 
+def test_a_training_that_diverges_fails_and_the_others_are_kept(
+    base, joint, data, threads, tmp_path
+):
+    out = tmp_path / "out"
+    argv = [*command(base, joint, data, out), *threads, "--tasks", "a"]
+    assert main(argv) == 0
+    before = (out / "tasks" / "a.safetensors").read_bytes()
+    wild = command(base, joint, data, out, optim_conf={"lr": 1e4})
+    assert main([*wild, *threads, "--tasks", "b.2"]) == 1
+    row = table(out)["b.2"]
+    assert row["status"] == "failed"
+    assert "take a lower rate (optim_conf: lr)" in row["note"], row["note"]
+    assert {path.name for path in out.glob("tasks/*.safetensors")} == {"a.safetensors"}
+    assert (out / "tasks" / "a.safetensors").read_bytes() == before
+
+
 def test_utterances_without_a_task_are_said(data, tmp_path):
     data = Path(shutil.copytree(data, tmp_path / "data"))
     path = data / "train" / "utt2task"

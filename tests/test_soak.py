@@ -158,6 +158,20 @@ def test_a_flipped_bit_of_a_checkpoint_does_not_pass(name, tmp_path):
         content[at] ^= 1
 
 
+def test_a_part_that_is_marked_as_a_folder_does_not_pass(tmp_path):
+    """torch would take whatever is in memory for it."""
+    path = tmp_path / "model.pth"
+    torch.save({"a.weight": torch.arange(64.0)}, path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as opened:
+        (name,) = [n for n in opened.namelist() if n.endswith("/data/0")]
+    at = content.rindex(name.encode())  # in the list at the end
+    content[at - 8] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(BaseModelError, match="is marked as a folder"):
+        read_state(path)
+
+
 @pytest.mark.parametrize("asked", ["by a variable", "at a terminal"])
 def test_objects_are_not_unpickled_whoever_asks_for_it(asked, tmp_path, monkeypatch):
     """ESPnet's reader would, and would wait for an answer at a terminal."""

@@ -40,8 +40,8 @@ _LISTS, _DATA, _EXP, _KEY, _LOCK = "lists", "data", "exp", "key", ".lock"
 #: The head that a workbench is built with, to see how heads begin.
 _FIRST = "first"
 
-#: So many times the loss that it began with is none that a training ends with.
-_DIVERGED = 2.0
+#: So many times the loss that it began with is none that a training may end with.
+_DIVERGED = 1.1
 
 #: Logging, random numbers and ESPnet's checkpoints belong to the process: where workers
 #: have several threads, or are threads, they take turns.
@@ -217,7 +217,7 @@ def _log_to(path: Path, level: Any) -> Iterator[None]:
 
 
 def _check_learned(name: str, before: float | None, after: float | None) -> None:
-    """Refuse a head that is far worse on the dev set than it was at the beginning.
+    """Refuse a head that is worse on the dev set than it was at the beginning.
 
     Raises:
         TaskError: It is.
@@ -226,8 +226,8 @@ def _check_learned(name: str, before: float | None, after: float | None) -> None
         return
     if not math.isfinite(after) or after > _DIVERGED * before:
         raise TaskError(
-            f"task {name!r}: its training diverged, dev loss {before:.4g} -> "
-            f"{after:.4g}: take a lower rate (optim_conf: lr), or look at its data"
+            f"task {name!r}: it did not learn, dev loss {before:.4g} -> {after:.4g} in "
+            f"the best epoch: take a lower rate (optim_conf: lr), or look at its data"
         )
 
 

@@ -349,7 +349,11 @@ def _downloader(cache: str | None):
 
 def _unpack(path: Path, cache: str | None) -> Path:
     """Unpack a local zip; the cache goes by content, because the zoo's goes by path."""
-    if not zipfile.is_zipfile(path):
+    try:
+        is_zip = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks
+        is_zip = False
+    if not is_zip:
         raise BaseModelError(
             f"{path}: neither a zip nor a checkpoint (.pth); a base is an ESPnet pack, "
             "an experiment folder, a checkpoint, or a tag of the model zoo"

@@ -34,6 +34,9 @@ MAX_RATIO, FREE_BYTES = 20, 2**24
 
 _CHUNK = 2**20
 
+#: What a zip begins with, as torch sees it; and the mark of a folder.
+_ZIP, _FOLDER = b"PK\x03\x04", 0x10
+
 
 def pack_files(source: str, meta: Mapping[str, Any]) -> dict[str, str]:
     """The files that a pack's ``meta.yaml`` names, by constructor argument.
@@ -126,6 +129,11 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise BaseModelError(
             f"{path}: the member {member.filename!r} is a link or a device"
+        )
+    if member.external_attr & _FOLDER and not member.is_dir():
+        # For torch's reader it would be empty, whatever it holds.
+        raise BaseModelError(
+            f"{path}: the member {member.filename!r} is marked as a folder"
         )
     if member.flag_bits & 1:
         raise BaseModelError(f"{path}: the member {member.filename!r} is encrypted")
@@ -245,8 +253,12 @@ def check_checkpoint(path: Path) -> None:
     Raises:
         BaseModelError: It is.
     """
-    if not zipfile.is_zipfile(path):
-        return
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                return  # torch's old form, or nothing that it reads
+    except OSError as e:
+        raise BaseModelError(f"{path}: cannot be read: {e}") from e
     total = sum(m.file_size for m in check(path))
     if total > path.stat().st_size:
         raise BaseModelError(

@@ -7,6 +7,7 @@ are all processes at once, the script alone (what it has started goes on, and a 
 run must say so and stop), or one of the others.
 """
 
+import copy
 import os
 import random
 import re
@@ -65,6 +66,8 @@ class Recipe:
         from espnet_hra.files.shipped import find_recipe
 
         self.options = tuple(options)
+        self.groups: list[Group] = []
+
         self.folder = folder
         self.script = folder / "recipe" / "run.sh"
         self.work = folder / "exp" / "mini_an4"
@@ -93,7 +96,13 @@ class Recipe:
         command = ["bash", str(self.script), "--corpus", "mini_an4"]
         command += ["--python", sys.executable, "--expdir", str(self.folder / "exp")]
         command += self.options
-        return Group(command, self.folder / log, self.env, self.folder)
+        self.groups.append(Group(command, self.folder / log, self.env, self.folder))
+        return self.groups[-1]
+
+    def end(self) -> None:
+        """End all runs that have been started."""
+        for group in self.groups:
+            group.end()
 
 
 @dataclass(frozen=True)
@@ -158,11 +167,18 @@ def soak(
     whole, course = reference(folder, options)
     rnd, found = random.Random(seed), Found()
     while sum(found.kills.values()) < kills and len(found.wrong) < 10:
-        found.runs += 1
-        place = folder / f"killed{found.runs}"
+        place = folder / f"killed{found.runs + 1}"
         shutil.rmtree(place, ignore_errors=True)
-        before = len(found.wrong)
-        _one_run(Recipe(place, options), course, rnd, found)
+        before, earlier = len(found.wrong), copy.deepcopy(found)
+        recipe = Recipe(place, options)
+        try:
+            _one_run(recipe, course, rnd, found)
+        except KeyboardInterrupt:
+            recipe.end()
+            found = earlier
+            print("recipe: interrupted: the runs that have ended count", flush=True)
+            break
+        found.runs += 1
         if len(found.wrong) == before:
             found.wrong += differences(whole, Recipe(place), f"run {found.runs}")
         if len(found.wrong) == before:
@@ -210,7 +226,10 @@ def _number(text: str) -> tuple[bool, int]:
 
 def _one_run(recipe: Recipe, course: Course, rnd: random.Random, found: Found) -> None:
     """One run: killed once in each stage, then brought to its end."""
+    reached = 0
     for stage in course.seconds:
+        if int(stage) < reached:  # the last kill came later than it was meant to
+            continue
         group = recipe.start()
         # A run of some stages would be over before the second has begun.
         if stage == next(iter(course.seconds)) and not recipe.options:
@@ -242,6 +261,8 @@ def _one_run(recipe: Recipe, course: Course, rnd: random.Random, found: Found) -
         at_write.choose(recipe.hook, 0)
         _after(recipe, group, who, found)
         status = group.process.returncode
+        begun = [int(number) for number in _BEGUN.findall(group.said)]
+        reached = max([reached, *begun])
         now = (_BEGUN.findall(group.said) or ["0"])[-1]
         if now in {number for number, _ in _DONE.findall(group.said)}:
             now = "between"
@@ -250,7 +271,7 @@ def _one_run(recipe: Recipe, course: Course, rnd: random.Random, found: Found) -
             found.who[who] += 1
             found.how[how] += 1
         print(
-            f"recipe: run {found.runs}: {who} killed at a {how} in stage {now}: "
+            f"recipe: run {found.runs + 1}: {who} killed at a {how} in stage {now}: "
             f"status {status}",
             flush=True,
         )
