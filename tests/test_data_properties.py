@@ -154,7 +154,7 @@ def no_trap(audio: Path) -> bool:
 
 
 QUICK = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

@@ -42,12 +42,18 @@ FULL = """
 import os, sys
 from pathlib import Path
 import torch
-from espnet_hra.errors import TaskError, UserError
-from espnet_hra.espnet.trainer import save
+from espnet_hra.errors import TaskError
 from espnet_hra.files import atomic
 from espnet_hra.tasks.store import TaskStore
 
 disk = Path(sys.argv[1])
+
+
+def save(obj, path):
+    with atomic.replacing(path) as file:  # as the trainer does
+        torch.save(obj, file)
+
+
 old = b"old" * 10
 store = TaskStore(disk / "tasks")
 store.put(old, "a")
