@@ -67,6 +67,9 @@ def test_fixed_lengths_end_with_the_longest():
     assert len(steps.padded(np.zeros(10))) == SECONDS[0] * RATE
     assert len(steps.padded(np.zeros(28 * RATE))) == 29 * RATE
     assert len(steps.padded(np.zeros(29 * RATE))) == 29 * RATE
+    least = Steps(RATE, 29 * RATE, least=10 * RATE)
+    assert len(least.padded(np.zeros(10))) == 10 * RATE
+    assert len(least.padded(np.zeros(11 * RATE))) == 12 * RATE
 
 
 def test_the_surest_task_is_taken_if_it_beats_the_base_by_the_threshold():

@@ -26,11 +26,11 @@ from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.espnet import padding
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.inputs import encoded_names
-from espnet_hra.serve.lengths import Alike, Equal, Lengths, Steps
+from espnet_hra.serve.lengths import BASE_SECONDS, Alike, Equal, Lengths, Steps
 from espnet_hra.tasks.store import TaskStore
 
 #: Least margin, in logarithmic probability, at which a batch's decision counts. The
-#: rounding was 1e-5 at most on the shipped Conformer and 1e-4 on Whisper base.
+#: rounding was 1e-5 at most on the shipped Conformer and 2e-5 on Whisper base.
 SAFE = 1e-3
 
 #: What is softer throughout is silence, in dB of full scale; no model is asked.
@@ -108,15 +108,18 @@ class Engine:
         self.store: TaskStore | None = speech2text.store
         self._lock = threading.Lock()
         self._lengths: Lengths
+        self._base_lengths: Lengths
         whisper = speech2text.whisper
         if whisper is not None:
             self.longest = whisper.longest
             self._lengths = Steps(self.rate, self.longest)
+            least = BASE_SECONDS * self.rate
+            self._base_lengths = Steps(self.rate, self.longest, least)
         else:
             self.longest = int(_CTC_SECONDS * self.rate)
             padding.one_by_one(speech2text.model)
             exact = padding.is_exact(speech2text, self.rate)
-            self._lengths = Alike() if exact else Equal()
+            self._lengths = self._base_lengths = Alike() if exact else Equal()
 
     @classmethod
     def open(cls, model: str, **options: Any) -> "Engine":
@@ -191,7 +194,10 @@ class Engine:
 
     def group(self, job: Job) -> Hashable:
         """Jobs with equal answers may share a batch."""
-        return job.task is None, self._lengths.group(job.wave)
+        return job.task is None, self._rule(job).group(job.wave)
+
+    def _rule(self, job: Job) -> Lengths:
+        return self._base_lengths if job.task is None else self._lengths
 
     def decode(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
         """Decode a batch of one group.
@@ -257,7 +263,7 @@ class Engine:
     def _batch(self, jobs: Sequence[Job]) -> list[tuple[Heard, float]]:
         """What was heard, and with which margin."""
         speech2text, whisper = self._speech2text, self._speech2text.whisper
-        waves = [torch.from_numpy(self._lengths.padded(job.wave)) for job in jobs]
+        waves = [torch.from_numpy(self._rule(job).padded(job.wave)) for job in jobs]
         spoken: Any = None, None
         if whisper is not None:
             spoken = encoded_names([job.language for job in jobs])

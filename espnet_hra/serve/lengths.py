@@ -11,6 +11,11 @@ import numpy as np
 #: or in company; only those of the same length share a batch.
 SECONDS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 24)
 
+#: Whisper itself, without a task, was trained on windows of 30 seconds and repeats
+#: itself where little silence follows; 10 are enough (as the recipe reads it, see
+#: ``--frozen_seconds``).
+BASE_SECONDS = 10
+
 #: Where padding changes nothing it still takes time: the longest of a batch may be
 #: longer than the shortest by this factor.
 _RATIO = 1.5
@@ -38,13 +43,14 @@ class Steps:
     Args:
         rate: Samples a second.
         longest: The last of the lengths, in samples.
+        least: The first of them is at least so many samples.
     """
 
     about = "recordings are padded to fixed lengths"
 
-    def __init__(self, rate: int, longest: int):
+    def __init__(self, rate: int, longest: int, least: int = 0):
         steps = (int(seconds * rate) for seconds in SECONDS)
-        self._steps = [*(step for step in steps if step < longest), longest]
+        self._steps = [*(step for step in steps if least <= step < longest), longest]
 
     def padded(self, wave: np.ndarray) -> np.ndarray:
         return np.pad(wave, (0, self.group(wave) - len(wave)))
