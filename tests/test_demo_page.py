@@ -141,8 +141,9 @@ def test_a_recording_is_uploaded_and_compared(page, model, speech):
     part = panel(page, "Listen")
     upload(part, speech[2])
     part.get_by_role("button", name="Play", exact=True).wait_for()  # it can be heard
+    assert page.get_by_role("button", name=re.compile("share", re.I)).count() == 0
     for task in ("female", "it.carlo"):
-        part.get_by_role("checkbox", name=task).check()
+        part.get_by_role("checkbox", name=task, exact=True).check()
     part.get_by_role("button", name="Compare").click()
     part.get_by_role("table", name="Transcripts").wait_for()
     speech2text = espnet_hra.Speech2Text.from_pretrained(
@@ -229,10 +230,10 @@ def test_five_sentences_teach_a_task(page, model, speech, folder):
     part.get_by_role("img", name=re.compile("Learning curve")).wait_for()
     part.get_by_text("Only 2 sentences were held out").wait_for()
     # The task is there to be listened to, and looked into with what was recorded.
-    panel(page, "Listen").get_by_role("checkbox", name="new").wait_for()
+    panel(page, "Listen").get_by_role("checkbox", name="new", exact=True).wait_for()
     part = panel(page, "Look inside")
     for name in ("female", "new"):
-        part.get_by_role("checkbox", name=name).check()
+        part.get_by_role("checkbox", name=name, exact=True).check()
     part.get_by_role("button", name="Look inside").click()
     part.get_by_role("table", name="Tasks side by side").wait_for()
     assert part.get_by_role("row").filter(has_text="encoder 3").count() >= 1
@@ -248,7 +249,7 @@ def test_a_damaged_task_is_told_and_the_page_stays(page, model, speech):
         part = panel(page, "Listen")
         upload(part, speech[0])
         part.get_by_role("button", name="Play", exact=True).wait_for()
-        part.get_by_role("checkbox", name="damaged").check()
+        part.get_by_role("checkbox", name="damaged", exact=True).check()
         part.get_by_role("button", name="Compare").click()
         part.get_by_role("alert").filter(has_text="not a readable task file").wait_for()
     finally:

@@ -399,7 +399,11 @@ class Page:
 
 def _recorder(label: str) -> Any:
     return gr.Audio(
-        sources=["upload", "microphone"], type="filepath", label=label, editable=False
+        sources=["upload", "microphone"],
+        type="filepath",
+        label=label,
+        editable=False,
+        buttons=["download"],  # no button that shares recordings on the web
     )
 
 

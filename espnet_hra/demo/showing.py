@@ -24,7 +24,7 @@ STYLE = """
 .hra-note {margin: 0.4em 0}
 .hra-error {border-left: 5px solid #c62828; padding: 0.5em 0.8em; font-weight: 600}
 .hra-sentence {font-size: 1.5em; line-height: 1.35; margin: 0.2em 0}
-.hra-status progress {width: 100%; height: 1.2em}
+.hra-status progress {width: 100%; height: 1.2em; accent-color: #2563eb}
 """
 
 #: How the base is called on the page.
