@@ -36,16 +36,18 @@ BASE_CONFIG = {
 }
 
 
+#: How many threads there are before any test has changed it.
+THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(autouse=True)
-def threads_as_before():
+def threads_as_at_first():
     """Each test begins with as many threads as the first; a sum's bits depend on it.
 
     The transducer's loss, for one, changes the number for all that comes after it.
     """
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
+    torch.set_num_threads(THREADS)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

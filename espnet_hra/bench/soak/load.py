@@ -35,6 +35,9 @@ _FILE, _PARAMETER, _GOES = "file", "parameter", "goes"
 #: Seconds between two changes, and requests between two looks at the memory.
 _PAUSE, _LOOK = 0.05, 200
 
+#: Log probabilities that differ by less may change places by rounding.
+_ROUNDING = 1e-3
+
 
 @dataclass
 class Counts:
@@ -164,11 +167,14 @@ class Load:
         return "" if found in expected else f"{found} and not one of {expected}"
 
     def _batch(self, names: list[str], rows: list[int]) -> str:
-        found = self.speech2text([self.waves[i] for i in rows], task=names)
-        for name, i, nbest in zip(names, rows, found):
-            texts = [one[0] for one in self.expected[name, i]]
-            if nbest[0][0] not in texts:
-                return f"{name}: {nbest[0][0]!r} and not one of {texts}"
+        """One recording with several tasks: zeros behind one would change its end."""
+        found = self.speech2text([self.waves[rows[0]]] * len(names), task=names)
+        for name, nbest in zip(names, found):
+            texts = [one[0] for one in self.expected[name, rows[0]]]
+            text, *_, hypothesis = nbest[0]
+            # A product of several rows is not that of one, bit for bit.
+            if text not in texts and hypothesis.scores["margin"] > _ROUNDING:
+                return f"{name}: {text!r} and not one of {texts}"
         return ""
 
     def _encoded(self, names: list[str], rows: list[int]) -> str:
