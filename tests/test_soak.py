@@ -14,7 +14,7 @@ from espnet_hra.bench.soak import adapt, damage, forks, load, recipe, tasks
 from espnet_hra.bench.soak.rows import BEGIN, END, Row, put, table, write_page
 from espnet_hra.errors import BaseModelError, UserError
 from espnet_hra.espnet.trainer import repair
-from espnet_hra.files import atomic
+from espnet_hra.files import archive, atomic
 from espnet_hra.files.checkpoint import read_state, read_training
 from espnet_hra.tasks.store import TaskStore
 
@@ -170,6 +170,21 @@ def test_a_part_that_is_marked_as_a_folder_does_not_pass(tmp_path):
     path.write_bytes(content)
     with pytest.raises(BaseModelError, match="is marked as a folder"):
         read_state(path)
+
+
+def test_a_zip_whose_list_hides_members_is_refused(tmp_path):
+    """A base would be opened without its tasks."""
+    path = tmp_path / "pack.zip"
+    with zipfile.ZipFile(path, "w") as pack:
+        for name in ("config.yaml", "model.pth", "tasks/a.safetensors"):
+            pack.writestr(name, name)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"model.pth")  # in the list at the end
+    content[at - 14] = 66  # the length of a comment, which swallows the next entry
+    path.write_bytes(content)
+    assert len(zipfile.ZipFile(path).namelist()) == 2
+    with pytest.raises(BaseModelError, match="expected 3 members, found 2"):
+        archive.unpack(path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("asked", ["by a variable", "at a terminal"])

@@ -103,6 +103,11 @@ def check(path: Path) -> list[zipfile.ZipInfo]:
         raise BaseModelError(f"{path}: not a readable zip: {e}") from e
     if len(members) > MAX_MEMBERS:
         raise BaseModelError(f"{path}: more than {MAX_MEMBERS:,} members")
+    if len(members) != count:  # a damaged entry can hide those after it
+        raise BaseModelError(
+            f"{path}: expected {count:,} members, found {len(members):,}: the zip is "
+            "damaged; copy or download it again"
+        )
     seen: set[str] = set()
     for member in members:
         _check_member(path, member)
