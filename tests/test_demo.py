@@ -367,6 +367,11 @@ def test_whether_more_sentences_pay_is_said_with_care():
     few = learned.outlook([result(1, 2, 2), result(2, 1, 2)])
     assert "may pay" in few and "Only 2 sentences were held out" in few
     assert "no curve of so few" in learned.outlook([result(2, 1, 2)])
+    assert "is better than the base" in learned.verdict(result(10, 0))
+    assert "may be better" in learned.verdict(result(10, 11))
+    assert "is no better" in learned.verdict(result(10, 12))
+    worse = Learned(tuple(Held("yes", "yes", "no") for _ in range(9)), 10)
+    assert "is worse than the base" in learned.verdict(worse)
     page = showing.learned(result(10, 6), "new")
     assert "100.0 % [100.0, 100.0]" in page and "50.0 % [" in page
     assert "Of one sentence there is no interval" in showing.learned(

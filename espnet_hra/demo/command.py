@@ -84,7 +84,7 @@ def _serve(args: argparse.Namespace, work: Path) -> int:
             "pip install 'espnet-hra[demo]'"
         ) from e
     config = read_yaml(Path(args.config), ConfigError) if args.config else {}
-    read: tuple[str, ...] = sentences.DEFAULT
+    read: Sequence[str] = sentences.DEFAULT
     if args.sentences is not None:
         read = sentences.read_sentences(args.sentences)
     kept = None

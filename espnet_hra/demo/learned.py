@@ -107,6 +107,18 @@ def measure_file(
             encoder.remove_task(name)
 
 
+def verdict(found: Learned) -> str:
+    """Whether the task is better than the base, in a sentence."""
+    _, _, change = found.rates()
+    if change.high < 0:
+        return "The task is better than the base on sentences that it has not seen."
+    if change.low > 0:
+        return "The task is worse than the base: do not keep it."
+    if change.value >= 0:
+        return "On these sentences the task is no better than the base."
+    return "The task may be better than the base; more sentences would tell."
+
+
 def outlook(curve: Sequence[Learned]) -> str:
     """Whether more sentences would pay, in a sentence or two.
 

@@ -138,7 +138,10 @@ class Page:
             return showing.readings(found, (text or "").strip())
 
         button.click(
-            _told(compare), [audio, tasks, language, said], result, api_name="compare"
+            _told(compare),
+            [audio, tasks, language, said],
+            result,
+            api_visibility="private",
         )
         return tasks
 
@@ -189,20 +192,24 @@ class Page:
         curve = gr.HTML(label="Learning curve")
 
         step = [visit, sentence, audio, heard]
-        keep.click(self._keep, [visit, audio], step, api_name=False)
-        many.upload(self._keep_many, [visit, many], [*step, many], api_name=False)
+        keep.click(self._keep, [visit, audio], step, api_visibility="private")
+        many.upload(
+            self._keep_many, [visit, many], [*step, many], api_visibility="private"
+        )
         for button, by in ((back, -1), (forth, 1)):
-            button.click(self._go(by), [visit], step, api_name=False)
-        forget.click(self._forget, [visit], step, api_name=False)
-        stop.click(self._stop, None, None, concurrency_limit=None, api_name=False)
-        more.click(self._curve, [visit], curve, api_name=False)
+            button.click(self._go(by), [visit], step, api_visibility="private")
+        forget.click(self._forget, [visit], step, api_visibility="private")
+        stop.click(
+            self._stop, None, None, concurrency_limit=None, api_visibility="private"
+        )
+        more.click(self._curve, [visit], curve, api_visibility="private")
 
         def finish(inside: Any) -> None:
             teach.click(
                 self._teach_task,
                 [visit, name, language, replace],
                 [visit, result, file, tasks, inside],
-                api_name=False,
+                api_visibility="private",
             )
 
         return sentence, finish
@@ -393,7 +400,9 @@ class Page:
                 parts.append(showing.note(f"Warning: {line}"))
             return "".join(parts)
 
-        button.click(_told(look), [visit, tasks, audio], result, api_name=False)
+        button.click(
+            _told(look), [visit, tasks, audio], result, api_visibility="private"
+        )
         return tasks
 
 

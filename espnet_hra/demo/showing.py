@@ -4,7 +4,7 @@ import difflib
 import html
 from collections.abc import Sequence
 
-from espnet_hra.demo.learned import Learned
+from espnet_hra.demo.learned import Learned, verdict
 from espnet_hra.demo.listening import Reading
 from espnet_hra.demo.sentences import folded
 from espnet_hra.demo.teaching import Progress
@@ -106,6 +106,7 @@ def learned(found: Learned, task: str) -> str:
     )
     head = ["", BASE, f"task {task}", "change"]
     text = table(caption, head, [[escape(c) for c in row] for row in rates], (1, 2, 3))
+    text += note(verdict(found))
     if count < 2:
         text += note("Of one sentence there is no interval: record more of them.")
     body = [
