@@ -245,7 +245,9 @@ def test_a_hundred_uploads_at_once_are_answered_or_told_to_come_again(
 def test_a_request_that_takes_too_long_is_given_up(engine, recordings):
     with serving(engine, timeout=1e-4) as url:
         answer = ask(url, recordings[0], FEMALE)
-        assert answer.status_code == 504 and "limit here" in answer.text
+        # The body itself may have been too slow for a limit that short.
+        assert answer.status_code in (408, 504), answer.text
+        assert answer.json()["error"]["message"]
         assert httpx.get(f"{url}/healthz").status_code == 200
 
 

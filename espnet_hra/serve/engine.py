@@ -211,7 +211,9 @@ class Engine:
             For each job what was heard, or why it was not.
         """
         results: list[Heard | Exception | None] = [None] * len(jobs)
-        with self._lock, torch.inference_mode(), self._held():
+        # Not inference_mode: Whisper keeps its filters for the whole process, and a
+        # training in it could not use them.
+        with self._lock, torch.no_grad(), self._held():
             for i, job in enumerate(jobs):
                 results[i] = self._without_model(job)
             rows = [i for i, result in enumerate(results) if result is None]
