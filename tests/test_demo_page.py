@@ -98,9 +98,16 @@ def place(model, speech, folder):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(speech):
+    """With a microphone that hears the third recording, over and over."""
     with playwright.sync_playwright() as started:
-        arguments = ["--no-sandbox", "--disable-gpu"]
+        arguments = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--use-fake-ui-for-media-stream",
+            "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={speech[2]}",
+        ]
         opened = started.chromium.launch(
             executable_path=CHROMIUM, args=arguments, timeout=1000 * PATIENCE
         )
@@ -161,6 +168,22 @@ def test_a_recording_is_uploaded_and_compared(page, model, speech):
             ".map(n => n.textContent).join(' ')"
         )
         assert shown.split() == (words or ["(nothing)"])
+
+
+def test_a_recording_is_made_with_the_microphone(page, folder):
+    part = panel(page, "Teach")
+    part.get_by_text("0 recorded in all").wait_for()
+    part.get_by_role("button", name="Record audio").first.click()
+    part.get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(3000)
+    part.get_by_role("button", name="Stop", exact=True).first.click()
+    part.get_by_role("button", name="Play", exact=True).wait_for()
+    part.get_by_role("button", name="Keep and go on").click()
+    part.get_by_text("1 recorded in all").wait_for()
+    (kept,) = (folder / "kept").glob("lesson.*/audio/sentence0001.flac")
+    wave, rate = soundfile.read(kept)
+    assert rate == 16000 and 2.0 < len(wave) / rate < 6.0
+    assert np.abs(wave).max() > 0.05  # somebody speaks
 
 
 def test_what_is_no_speech_is_told_and_the_page_stays(page, folder):

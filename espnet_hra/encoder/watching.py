@@ -52,13 +52,14 @@ class _Watched(OnePass):
 
     def step(self, index: int, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         before = x.detach().clone()  # a method may add to it in place
+        came_from = getattr(self._inner, "h", None) if index > self._latest else None
         y = self._inner(index, x, given)
         state = getattr(self._inner, "h", None)
         forgetful = gate = None
         if state is not None:
             if index <= self._latest:  # the encoder runs its layers once more
                 self._forgetful = None
-            forgetful, gate = self._recomputed(index, before, given)
+            forgetful, gate = self._recomputed(index, before, given, came_from)
             self._forgetful = forgetful
         self._latest = index
         self._tell(Step(self._part, index, before, y, state, forgetful, gate))
@@ -66,18 +67,21 @@ class _Watched(OnePass):
 
     @torch.no_grad()
     def _recomputed(
-        self, index: int, x: torch.Tensor, given: torch.Tensor
+        self,
+        index: int,
+        x: torch.Tensor,
+        given: torch.Tensor,
+        came_from: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The state without that of layer 0, and the gate."""
         adapter = self._inner.adapter
         read = given if adapter.reads == "input" else x
         at = self._inner.first + index
-        gate = adapter.controller.gate(read, self._inner.before, at)
+        came_from = _cut(came_from, read)
+        gate = adapter.controller.gate(read, came_from, at)
         if index == 0:
             return None, gate
-        forgetful = self._forgetful
-        if forgetful is not None and forgetful.size(-2) > read.size(-2):
-            forgetful = forgetful[..., : read.size(-2), :]
+        forgetful = _cut(self._forgetful, read)
         return adapter.controller(read, forgetful, at), gate
 
     def restart(self) -> None:
@@ -86,6 +90,13 @@ class _Watched(OnePass):
     def end(self) -> None:
         super().end()
         self._inner.end()
+
+
+def _cut(state: torch.Tensor | None, read: torch.Tensor) -> torch.Tensor | None:
+    """A state with the frames that are left: an encoder may cut off a tail."""
+    if state is None or state.size(-2) <= read.size(-2):
+        return state
+    return state[..., : read.size(-2), :]
 
 
 @contextlib.contextmanager

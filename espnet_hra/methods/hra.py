@@ -264,7 +264,6 @@ class _DepthRecurrence(OnePass):
         self.adapter, self.heads = adapter, (head, shared_head)
         self.first = first  # layers of the encoder that come before those of this pass
         self.h: torch.Tensor | None = None
-        self.before: torch.Tensor | None = None  # what the latest layer has found
         self.latest = -1
         # Activation checkpointing runs a layer again during backward; it must then
         # meet the same h as the first time. (Autograd keeps them all anyway.)
@@ -283,6 +282,6 @@ class _DepthRecurrence(OnePass):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
         if self.grad:
             self.came_from[index] = h
-        self.latest, self.before = index, h
+        self.latest = index
         y, self.h = self.adapter.step(self.first + index, read, x, h, *self.heads)
         return y
