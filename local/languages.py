@@ -26,6 +26,9 @@ from corpus import CorpusError, one_line
 #: speech are enough: what Whisper hears at once.
 MOST, ENOUGH = 20, 25
 
+#: Languages of the Whisper that knows most; a smaller one refuses what it lacks later.
+MANY = 100
+
 #: Tells the languages of tasks.
 Hear = Callable[[Sequence[str]], Mapping[str, str]]
 
@@ -79,7 +82,7 @@ def check_language(task: str, code: str) -> None:
         CorpusError: It has none.
     """
     try:
-        code_of(code)
+        code_of(code, MANY)
     except ConfigError as error:
         raise CorpusError(
             f"the task {task}: {error} (in utt2lang, or --lang)"

@@ -71,6 +71,7 @@ def test_a_language_that_whisper_lacks_is_refused_in_one_line(data):
         assert done.returncode and done.stderr.count("\n") == 1
         assert "language 'tlh': Whisper has no token for it; it knows" in done.stderr
         assert not (data / "languages.json").exists()
+    assert languages(data, "--lang", "yue").returncode == 0  # which large-v3 knows
 
 
 def test_what_is_heard_is_kept_and_told_languages_win(data, monkeypatch):
