@@ -13,12 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from espnet_hra.data.lists import read_entries, write_lists
 from espnet_hra.errors import ConfigError
 from espnet_hra.names import listing
-from espnet_hra.whisper.tokens import code_of
 
 from corpus import CorpusError, one_line
 
@@ -53,9 +50,6 @@ def languages_of(
     found: dict[str, set[str]] = defaultdict(set)
     for utterance, task in tasks.items():
         found[task].update({lang or spoken.get(utterance, "")} - {""})
-    for task, codes in found.items():
-        for code in codes:
-            check_language(task, code)
     silent = [task for task in sorted(set(tasks.values())) if not found[task]]
     if silent and hear is not None:
         for task, code in hear(silent).items():
@@ -81,6 +75,8 @@ def check_language(task: str, code: str) -> None:
     Raises:
         CorpusError: It has none.
     """
+    from espnet_hra.whisper.tokens import code_of  # openai-whisper takes seconds
+
     try:
         code_of(code, MANY)
     except ConfigError as error:
@@ -118,6 +114,8 @@ class Listener:
         return {task: known[task] for task in tasks}
 
     def _hear(self, tasks: Sequence[str]) -> dict[str, str]:
+        import numpy as np
+
         from espnet_hra import Speech2Text
         from espnet_hra.data.audio import SAMPLE_RATE, read_audio, resample
 
@@ -193,10 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = args.out.with_name("heard_languages.json")
             hear = Listener(*args.model, args.utt2task.parent, kept)
         languages = languages_of(read_entries(args.utt2task), spoken, args.lang, hear)
+        content = json.dumps(languages) + "\n"
+        if not args.out.is_file() or args.out.read_text(encoding="utf-8") != content:
+            for task, code in languages.items():
+                check_language(task, code)
         tasks = read_entries(args.eval / "utt2task")
         lines = [f"{utt} {languages[task]}" for utt, task in tasks.items()]
         write_lists(args.eval, {"utt2lang": lines})
-        args.out.write_text(json.dumps(languages) + "\n", encoding="utf-8")
+        args.out.write_text(content, encoding="utf-8")
     return 0
 
 
