@@ -94,6 +94,31 @@ def test_greedy_decoding_without_a_task_is_that_of_the_base(adapted, stock, an4)
     assert speech2text(wave)[0][2] != plain(wave)[0][2]
 
 
+def test_a_task_whose_numbers_are_spelled_has_no_digits(an4, stock, tmp_path):
+    """The other task of the batch may write what it likes."""
+    exp = train(
+        *(an4, stock, tmp_path / "exp"), max_epoch=1, spelled_numbers='["male"]'
+    )
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(exp))
+    vocabulary = speech2text.converter.tokenizer.tokenizer
+    digits = ["4", "Ġ4", "Ġ2019", "Â²", "Ġ50"]
+    masks = speech2text.whisper._without_of(["male", "female", "male"])
+    numbers = vocabulary.convert_tokens_to_ids(digits)
+    assert masks[0, numbers].all() and masks[2, numbers].all()
+    assert not masks[1, numbers].any()
+    words = vocabulary.convert_tokens_to_ids(["Ġfour", "ĠIV", "一", "Ġ!"])
+    assert not masks[:, words].any()
+    wave = np.asarray(waves(an4)[0])
+    # Digits alone would be read if nothing forbade them.
+    bias = torch.zeros(51865)
+    bias[vocabulary.convert_tokens_to_ids(["4"])] = 1e4
+    step = decoding.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "step", lambda *a: step(*a) + bias)
+        assert not any(map(str.isdigit, speech2text(wave, task="male")[0][0]))
+        assert speech2text(wave, task="female")[0][0] == "4"  # a loop, cut
+
+
 def test_one_batch_of_several_tasks_reads_as_one_after_the_other(adapted, an4):
     speech2text = espnet_hra.Speech2Text.from_pretrained(str(adapted))
     recordings = [np.asarray(wave) for wave in waves(an4)[:2]]

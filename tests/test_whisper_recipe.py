@@ -54,6 +54,20 @@ def test_the_language_of_a_task_is_that_of_its_utterances(data):
     assert json.loads((data / "languages.json").read_text()) == {"a": "it", "b": "it"}
 
 
+@pytest.mark.parametrize(
+    "texts, tasks",
+    [(("one two", "three"), ["a", "b"]), (("one 2", "three"), []), (("x²", "y"), [])],
+)
+def test_numbers_are_spelled_where_no_transcript_has_a_digit(data, texts, tasks):
+    (data / "text").write_text("".join(f"a-{i} {t}\n" for i, t in enumerate(texts)))
+    done = local(
+        *("spelled_numbers.py", "--text", data / "text"),
+        *("--utt2task", data / "utt2task"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == tasks
+
+
 def test_no_language_or_several_are_refused_in_one_line(data):
     (data / "utt2lang").write_text("a-1 fr\na-2 en\n")
     done = languages(data, "--utt2lang", data / "utt2lang")

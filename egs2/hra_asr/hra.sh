@@ -914,6 +914,10 @@ stage_11() {
     if "${multilingual}"; then
         options+=(--languages "$(cat "${dump}/languages.json")")
     fi
+    if "${whisper}"; then
+        options+=(--spelled_numbers "$("${prepare_python}" local/spelled_numbers.py \
+            --text "${dump}/train/text" --utt2task "${dump}/train/utt2task")")
+    fi
     if [[ ${pretrained_model} == whisper:* ]]; then
         base=${pretrained_model} # by its name, which is the same on every machine
     fi

@@ -22,7 +22,14 @@ from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.encoder import attention_decoder, rates
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
-from espnet_hra.espnet import ctc, params, prompts, registry, starting
+from espnet_hra.espnet import (
+    ctc,
+    params,
+    prompts,
+    registry,
+    starting,
+    whisper_training,
+)
 from espnet_hra.espnet.base import open_base, read_config, token_hash
 from espnet_hra.espnet.checking import (
     check_data,
@@ -286,6 +293,7 @@ class Adapting(AbsTask):
     ) -> list[torch.optim.Optimizer]:
         """As ESPnet; the last step before training prepares the model for it."""
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
+        whisper_training.quicken(model, on_cpu=args.ngpu == 0)
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
             cls.begin_training(args, model)
             # A mixed batch uses some heads only.

@@ -28,6 +28,13 @@ def add_arguments(group: Any) -> None:
         '{"fr_june": "fr"}). Saved with the model: decoding uses it too',
     )
     group.add_argument(
+        "--spelled_numbers",
+        type=json.loads,
+        default=[],
+        help="Tasks whose transcripts have no digits, so that Whisper writes none for "
+        "them (JSON: [\"fr_june\"]). Saved with the model: decoding uses it",
+    )
+    group.add_argument(
         "--text_prefix",
         type=str,
         default="",

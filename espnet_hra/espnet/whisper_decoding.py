@@ -125,6 +125,13 @@ def forbidden(vocabulary: Vocabulary, size: int) -> torch.Tensor:
     return mask
 
 
+def without_digits(vocabulary: Vocabulary, mask: torch.Tensor) -> torch.Tensor:
+    """A mask as of :func:`forbidden`, and no token that has a digit, (size)."""
+    mask = mask.clone()
+    mask[vocabulary.with_digits()] = True
+    return mask
+
+
 def greedy(
     decoder: Any,
     memory: torch.Tensor,
@@ -141,7 +148,7 @@ def greedy(
         prompts: What each text begins with; equally long.
         seconds: How long each utterance is.
         end: The token that ends a text.
-        without: Tokens that are not considered, (vocabulary).
+        without: Tokens that are not considered, (vocabulary) or (b, vocabulary).
 
     Returns:
         A text for each utterance.

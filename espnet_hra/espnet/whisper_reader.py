@@ -62,6 +62,9 @@ class WhisperReader:
         self._without = decoding.forbidden(
             self._vocabulary, speech2text.asr_model.vocab_size
         )
+        #: Tasks whose texts have no digits, and the mask of what they may not have.
+        self._spelled = frozenset(getattr(args, "spelled_numbers", None) or ())
+        self._letters: torch.Tensor | None = None
         self._searching = threading.RLock()  # the beam search has one prompt at a time
         self.set_language(language)
 
@@ -222,14 +225,27 @@ class WhisperReader:
         waves = [wave for wave, _, _ in pieces]
         languages = [self.language_of(name, spoken) for _, name, spoken in pieces]
         if names[0] is None:  # no adapter, or it is switched off
-            return self._texts(waves, languages)
+            return self._texts(waves, languages, self._without)
         # One name serves all rows: a beam has more of them than utterances.
         choice = names[0] if len(set(names)) == 1 else names
         with self._speech2text.asr_model.encoder.use_task(choice):
-            return self._texts(waves, languages)
+            return self._texts(waves, languages, self._without_of(names))
+
+    def _without_of(self, names: Sequence[str | None]) -> torch.Tensor:
+        """Which tokens are not considered, of each task, (b, vocabulary)."""
+        if self._spelled.isdisjoint(names):
+            return self._without
+        if self._letters is None:
+            self._letters = decoding.without_digits(self._vocabulary, self._without)
+        return torch.stack(
+            [self._letters if name in self._spelled else self._without for name in names]
+        )
 
     def _texts(
-        self, waves: list[torch.Tensor], languages: Sequence[str | None]
+        self,
+        waves: list[torch.Tensor],
+        languages: Sequence[str | None],
+        without: torch.Tensor,
     ) -> list[Any]:
         memory, _ = self._speech2text._encode(waves)
         model = self._speech2text.asr_model
@@ -242,7 +258,7 @@ class WhisperReader:
             prompts,
             [len(wave) / RATE for wave in waves],
             model.eos,
-            self._without,
+            without,
         )
         return [
             [self._result(text, prompt, min(text.margin, margin), memory.device)]

@@ -121,6 +121,14 @@ class Vocabulary:
             return "".join(_BYTES[byte] for byte in raw)
         return self._names[number]
 
+    def with_digits(self) -> list[int]:
+        """Numbers of the pieces of words that have a digit of any script."""
+        texts = (
+            self._encoding.decode_single_token_bytes(number).decode(errors="ignore")
+            for number in range(self.vocab_size)
+        )
+        return [i for i, text in enumerate(texts) if any(map(str.isdigit, text))]
+
     @property
     def _names(self) -> dict[int, str]:
         return {number: token for token, number in self.get_added_vocab().items()}
