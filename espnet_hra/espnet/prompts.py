@@ -32,7 +32,7 @@ def add_arguments(group: Any) -> None:
         type=json.loads,
         default=[],
         help="Tasks whose transcripts have no digits, so that Whisper writes none for "
-        "them (JSON: [\"fr_june\"]). Saved with the model: decoding uses it",
+        'them (JSON: ["fr_june"]). Saved with the model: decoding uses it',
     )
     group.add_argument(
         "--text_prefix",

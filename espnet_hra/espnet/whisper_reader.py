@@ -238,7 +238,10 @@ class WhisperReader:
         if self._letters is None:
             self._letters = decoding.without_digits(self._vocabulary, self._without)
         return torch.stack(
-            [self._letters if name in self._spelled else self._without for name in names]
+            [
+                self._letters if name in self._spelled else self._without
+                for name in names
+            ]
         )
 
     def _texts(
