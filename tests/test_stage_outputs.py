@@ -1,4 +1,4 @@
-"""A stage that was done and whose outputs were damaged since is done again, and said."""
+"""A stage whose outputs were damaged since it was done is done again, and says so."""
 
 import os
 import shutil
