@@ -1,4 +1,4 @@
-"""Memory that runs out in decoding: batches are halved, and what never fits is named."""
+"""Memory that runs out in decoding: batches are halved, what never fits is named."""
 
 import json
 import os

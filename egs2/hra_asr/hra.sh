@@ -675,6 +675,7 @@ stage_3() {
 
 stage_4() {
     local set name config=${dump}/validation.yaml extra unknown ids texts from options
+    local lost count
     local tokens=
     if "${train_backbone}"; then
         # Every character of the training texts; stage 5 leaves out those of bad ones.
@@ -691,6 +692,7 @@ stage_4() {
             --out "${from}" --sets "${all_sets[@]}" --keep test --config "${config}" \
             --report "${log_dir}/clean_text.txt" --note "${dump}/note.txt"
     fi
+    : >"${dump}/left_out.txt"
     for set in "${all_sets[@]}"; do
         # Of two values of a key, YAML takes the second.
         extra=${tokens}
@@ -719,6 +721,14 @@ stage_4() {
                 "${from}/${set}/text" >"${dump}/${set}/text"
         fi
         cp "${dump}/raw/${set}/audio_stamp" "${dump}/${set}"
+        count=$(($(wc -l <"${from}/${set}/utt2task") - $(wc -l <"${dump}/${set}/utt2task")))
+        if [ "${count}" -gt 0 ]; then
+            lost=$(comm -23 <(cut -d ' ' -f 2- "${from}/${set}/utt2task" | sort -u) \
+                <(cut -d ' ' -f 2- "${dump}/${set}/utt2task" | sort -u) | paste -sd ' ')
+            echo "${set}: left out in the validation: ${count}$(
+                [ -z "${lost}" ] || echo ", all utterances of: ${lost}")." |
+                tee -a "${dump}/left_out.txt"
+        fi
     done
     cut -d ' ' -f 2- "${dump}/train/utt2task" | sort -u >"${task_list}"
     for set in "${eval_sets[@]}"; do
@@ -944,6 +954,12 @@ stage_11() {
 
 stage_12() {
     decode "${asr_decode}" "${asr_exp}/config.yaml" "${asr_model}" true "${eval_sets[@]}"
+    # What error rates may hide: a controller that is dead or saturated, no effect.
+    announce "${python_words[@]}" -m espnet_hra.cli diagnose "${asr_exp}" "${dump}/dev" \
+        --limit 2 --faults "${asr_decode}/faults.tsv" || {
+        rm -f "${asr_decode}/faults.tsv"
+        echo "The adapter could not be looked at; the results stand."
+    }
 }
 
 stage_13() {
@@ -984,6 +1000,9 @@ is no result. The dev set is the training set."
     if [ "${clean_text}" = auto ]; then
         note+=${note:+ }$(cat "${dump}/note.txt")
     fi
+    if [ -s "${dump}/left_out.txt" ]; then
+        note+=${note:+ }$(paste -sd ' ' "${dump}/left_out.txt")
+    fi
     if [ -n "${note}" ]; then
         options+=(--note "${note}")
     fi
@@ -1008,6 +1027,9 @@ is no result. The dev set is the training set."
         adapted+=(--before "test=${frozen_decode}/test/text")
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
+    fi
+    if [ -e "${asr_decode}/faults.tsv" ]; then
+        adapted+=(--faults "dev=${asr_decode}/faults.tsv")
     fi
     # Status 3: a task has become worse. The tables are whole; the end of the run says it.
     announce "${python_words[@]}" -m espnet_hra.cli score --method "${label}" \
@@ -1191,7 +1213,7 @@ if wanted 4; then
     key=$(digest 4 "${key[@]}" "@${validation_config}" "${skip_bad}" "${clean_text}" \
         "${all_sets[*]}")
     run_stage 4 "Validation" "${subset:--}" "${key}" all stage_4 "${task_list}" \
-        "${dump}/eval"/{ids,wav.scp,text,utt2task} "${outputs[@]}"
+        "${dump}/left_out.txt" "${dump}/eval"/{ids,wav.scp,text,utt2task} "${outputs[@]}"
 fi
 
 if wanted 5; then
@@ -1302,7 +1324,7 @@ if wanted 12; then
         "@${dump}/eval/utt2task" "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
         "@${inference_config}" "${inference_args}")
     run_stage 12 "Decoding" "${asr_tag} ${decode_tag}" "${key}" progress stage_12 \
-        "${outputs[@]}"
+        "${asr_decode}/*.tsv" "${outputs[@]}"
 fi
 
 if [ "${method}" = none ]; then
@@ -1321,6 +1343,9 @@ if wanted 13; then
         mapfile -t -O "${#key[@]}" key < <(files_of "@${asr_decode}" text \
             "${eval_sets[@]}")
         key+=("@${asr_exp}/params.json" "${seed}")
+        if [ -e "${asr_decode}/faults.tsv" ]; then
+            key+=("@${asr_decode}/faults.tsv")
+        fi
         tag=${asr_tag}
     fi
     key=$(digest 13 "${key[@]}" "${label}" "${base_digest}" "${clean_text}")
