@@ -34,6 +34,52 @@ fail_for_space() {
         "run the same command again; it goes on from here"
 }
 
+# first_places FOLDER...: where these folders were when the run began. Lists name files
+# with whole paths; where a folder has moved since, stages 1, 3 and 4 make them again, and
+# digests go on to see the first places, so that nothing else is done again. Sets
+# ${places}: a folder and its first place, one after the other, of those that moved.
+places=()
+first_places() {
+    local first=("$@") last=("$@") i
+    if [ -s "${done_dir}/places" ]; then
+        mapfile -t first <"${done_dir}/places"
+        mapfile -t last <"${done_dir}/places.last"
+    fi
+    for ((i = 1; i <= $#; i++)); do
+        # A corpus of another name is another one, and known by its name alone.
+        if [[ ${!i} == /* && ${first[i - 1]:-} == /* && ${!i} != "${first[i - 1]}" ]]; then
+            places+=("${!i}" "${first[i - 1]}")
+        fi
+    done
+    if [ "${last[*]}" != "$*" ]; then
+        echo "A folder has moved since the last run: lists are made again"
+        rm -f "${done_dir}"/stage{1,3,4}
+    fi
+    [ -s "${done_dir}/places" ] || printf '%s\n' "${first[@]}" >"${done_dir}/places"
+    printf '%s\n' "$@" >"${done_dir}/places.last"
+}
+
+# as_at_first: standard input, with the first places of what has moved.
+as_at_first() {
+    local i
+    if [ "${#places[@]}" -eq 0 ]; then
+        cat
+        return
+    fi
+    for ((i = 0; i < ${#places[@]}; i += 2)); do
+        printf '%s\n' "${places[i]}/" "${places[i + 1]}/"
+    done | awk 'NR == FNR { place[NR] = $0; n = NR; next }
+        {
+            for (i = 1; i < n; i += 2)
+                if (at = index($0, " " place[i])) {
+                    $0 = substr($0, 1, at) place[i + 1] \
+                        substr($0, at + 1 + length(place[i]))
+                    break
+                }
+            print
+        }' - /dev/fd/3
+} 3<&0
+
 # digest ITEM...: a checksum of words, and of the contents of what is given as @PATH.
 # Fails if one of its programs does, or is killed: results of another key are moved aside.
 digest() {
@@ -46,6 +92,8 @@ digest() {
                     # Names inside the folder, so that it may be moved.
                     (cd "${path}" && find -L . -type f -print0 | sort -z |
                         xargs -0 sha256sum) || exit 1
+                elif [ "${path##*/}" = wav.scp ] && [ -f "${path}" ]; then
+                    as_at_first <"${path}" | sha256sum || exit 1
                 elif [ -f "${path}" ]; then
                     sha256sum <"${path}" || exit 1
                 else
@@ -194,12 +242,22 @@ keep_training() {
     fi
 }
 
+# name_aside PATH: a name that nothing has yet, for what is moved aside.
+name_aside() {
+    local name
+    name=$1.old-$(date '+%Y%m%d-%H%M%S')
+    while [ -e "${name}" ]; do # a clock may be set back
+        name+=_
+    done
+    printf '%s' "${name}"
+}
+
 # own_folder FOLDER KEY: make a folder of results for this key. A folder of another key
 # is moved aside; one of the same key is kept, and its training resumed.
 own_folder() {
     local aside
     if [ -e "$1" ] && [ "$(cat "$1/.key" 2>/dev/null)" != "$2" ]; then
-        aside=$1.old-$(date '+%Y%m%d-%H%M%S')
+        aside=$(name_aside "$1")
         echo "$1 is of other options or data: moved to ${aside}"
         mv "$1" "${aside}"
     fi
@@ -388,6 +446,7 @@ run_stage() {
     status=${PIPESTATUS[0]}
     set -e
     seconds=$(($(date '+%s') - start))
+    seconds=$((seconds > 0 ? seconds : 0)) # a clock may be set back
     if [ "${status}" -ne 0 ]; then
         explain_failure "${file}" "Stage ${stage}, ${heading}," "${status}" >&2 || true
         exit "${status}"

@@ -400,7 +400,13 @@ if "${train_backbone}" && [ -n "${subset}" ]; then
     pretrained_model=$(sed -n 2p "${backbone_file}")
 fi
 
-mkdir -p "${done_dir}" "${log_dir}" "${dump}"
+for item in "${done_dir}" "${log_dir}" "${dump}"; do
+    said=$(mkdir -p "${item}" 2>&1) && said=$([ -w "${item}" ] || echo "no right to")
+    if [ -n "${said}" ]; then
+        fail "cannot write in ${item} (${said#*: }): make room there, or name another" \
+            "place with --expdir; then run the same command again"
+    fi
+done
 if command -v flock >/dev/null; then
     # Held by all that is started from here: training that goes on after its script was
     # killed is found out.
@@ -410,6 +416,8 @@ if command -v flock >/dev/null; then
             "wait for it, or end it"
     fi
 fi
+
+first_places "${PWD}" "${corpus}"
 
 task_sets=(train dev test)
 all_sets=(train dev test)
@@ -668,6 +676,9 @@ stage_3() {
         options+=(--all_tasks "${all_sets[@]:${#task_sets[@]}}")
     fi
     remove_changed 3 "${subset:--}"
+    if [ "${#places[@]}" -gt 0 ]; then
+        options+=(--moved "${places[@]}")
+    fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
         --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" --fs "${fs}" \
         --run_pipes "${run_pipes}" --sets "${task_sets[@]}" "${options[@]}"
@@ -982,7 +993,7 @@ stage_13() {
         rm -f "${done_dir}/stage13"
     fi
     if [ -n "${why}" ]; then
-        aside=${work}/results.old-$(date '+%Y%m%d-%H%M%S')
+        aside=$(name_aside "${work}/results")
         echo "The results in ${work} are ${why}: moved to ${aside}"
         mkdir "${aside}"
         for file in "${work}"/*.{tsv,md,png,svg}; do
