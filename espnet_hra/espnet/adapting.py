@@ -22,7 +22,7 @@ from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.encoder import attention_decoder, rates
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
-from espnet_hra.espnet import ctc, params, prompts, registry, starting
+from espnet_hra.espnet import ctc, params, prompts, registry, resuming, starting
 from espnet_hra.espnet.base import open_base, read_config, token_hash
 from espnet_hra.espnet.checking import (
     check_data,
@@ -284,8 +284,19 @@ class Adapting(AbsTask):
     def build_optimizers(
         cls, args: argparse.Namespace, model: Any
     ) -> list[torch.optim.Optimizer]:
-        """As ESPnet; the last step before training prepares the model for it."""
+        """As ESPnet; the last step before training prepares the model for it.
+
+        Raises:
+            ConfigError: A training in the folder cannot be resumed.
+        """
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
+        earlier = None
+        if args.resume and not args.collect_stats:
+            # ESPnet would write its configuration over that of the earlier training,
+            # and find out afterwards.
+            earlier = resuming.Earlier.read(Path(args.output_dir))
+            if earlier is not None:
+                earlier.check_model(model)
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
             cls.begin_training(args, model)
             # A mixed batch uses some heads only.
@@ -294,6 +305,8 @@ class Adapting(AbsTask):
         if isinstance(model.encoder, AdaptedEncoder):
             for optimizer in optimizers:
                 rates.apply(optimizer, model.encoder)
+        if earlier is not None:
+            earlier.check_optimizers(optimizers)
         return optimizers
 
     @classmethod
