@@ -60,7 +60,7 @@ test: $(STAMP)  ## run the quick tests; print the coverage and the ten slowest
 test-slow: $(STAMP)  ## run the tests that train models
 	@$(BIN)/python -m pytest -m slow --timeout 1800 -q $(PYTEST_ARGS)
 
-soak: $(STAMP)  ## kill, load and damage it for hours; ARGS="--only tasks --count 9"
+soak: $(STAMP)  ## kill, fill, load and damage it for hours; ARGS="--only tasks --count 9"
 	@$(BIN)/espnet-hra bench soak --results docs/reliability.tsv \
 	    --page docs/reliability.md $(ARGS)
 

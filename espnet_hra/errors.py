@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -23,6 +23,35 @@ class BaseModelError(UserError, RuntimeError):
 
 class DataError(UserError, ValueError):
     """Data failed the check before training."""
+
+
+class NoRoomError(DataError):
+    """An utterance that does not fit into memory, not even alone.
+
+    Args:
+        samples: Its length.
+        index: Its place in the batch that was to be decoded.
+        size: How many utterances that had.
+    """
+
+    def __init__(self, samples: int, index: int = 0, size: int = 1):
+        super().__init__(f"an utterance of {samples:,} samples {self._advice}")
+        self.samples, self.index, self.size = samples, index, size
+
+    _advice = (
+        "does not fit into memory: cut it where nobody speaks, and decode the parts"
+    )
+
+    def of(self, names: Sequence[str]) -> DataError:
+        """The same with the name of the utterance.
+
+        Args:
+            names: Of all utterances that were to be decoded together.
+        """
+        name = f"one of {', '.join(names)}"
+        if len(names) == self.size:
+            name = names[self.index]
+        return DataError(f"{name} ({self.samples:,} samples) {self._advice}")
 
 
 @contextlib.contextmanager

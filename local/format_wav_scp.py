@@ -31,6 +31,7 @@ def format_set(
     nj: int,
     rate: int,
     run_pipes: bool = False,
+    moved: Sequence[str] = (),
 ) -> str:
     """Write one data folder.
 
@@ -42,6 +43,8 @@ def format_set(
         nj: The number of processes.
         rate: The sampling rate that the model wants, in Hz.
         run_pipes: Whether commands may be run.
+        moved: Folders that have moved, each with its first place behind it: files have
+            the stamps that they had there.
 
     Returns:
         A line that says what was done.
@@ -74,6 +77,8 @@ def format_set(
         for name, column in columns.items()
     }
     stamps = "\n".join(stamp(pieces[utt_id].entry) for utt_id in ids)
+    for place, first in zip(moved[::2], moved[1::2], strict=True):
+        stamps = stamps.replace(f"{place}/", f"{first}/")
     digest = hashlib.sha256(stamps.encode("utf-8")).hexdigest()
     write_lists(dump, {**lists, "audio_stamp": [digest]})
     return f"{dump.name}: {len(ids)} utterances, {made.converted} of them converted"
@@ -108,6 +113,12 @@ def get_parser() -> argparse.ArgumentParser:
         default="false",
         help="run the commands in wav.scp (default: false)",
     )
+    parser.add_argument(
+        "--moved",
+        nargs="*",
+        default=[],
+        help="folders that have moved, each with its first place behind it",
+    )
     parser.add_argument("--nj", type=int, default=2, help="the number of processes")
     return parser
 
@@ -134,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.nj,
                 args.fs,
                 args.run_pipes == "true",
+                args.moved,
             )
             print(line, flush=True)
     return 0

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Tell the tasks for which Whisper should write no digits, as a list in JSON.
 
-Whisper writes "4" where people who transcribe write "four". Where no training transcript
-of a corpus has a digit, none is written for its tasks. The whole corpus is asked and not
-each task, because twelve sentences can lack digits by chance.
+Whisper writes "4" where people who transcribe write "four". Where no training
+transcript of a corpus has a digit, none is written for its tasks. The whole corpus is
+asked and not each task, because twelve sentences can lack digits by chance.
 """
 
 import argparse

@@ -3,9 +3,10 @@
 # A stage has a key, a digest of the options and of the contents of the files that
 # matter to it. When it has succeeded, the key is written to ${done_dir}/stageN, one
 # line for each variant (seed, method ...), which is named by a tag. With the same key
-# and its outputs in place the stage is skipped afterwards.
+# the stage is skipped afterwards, as long as its outputs are what it wrote: they are
+# recorded with size, time and checksum in ${done_dir}/outputs, see outputs.py.
 #
-# Expects: ${done_dir}, ${log_dir}, ${times}.
+# Expects: ${done_dir}, ${log_dir}, ${times}, ${work}, ${prepare_python}.
 
 # What was run: stage, title and seconds with tabs between; and what need not be.
 stages_run=()
@@ -33,6 +34,52 @@ fail_for_space() {
         "run the same command again; it goes on from here"
 }
 
+# first_places FOLDER...: where these folders were when the run began. Lists name files
+# with whole paths; where a folder has moved since, stages 1, 3 and 4 make them again, and
+# digests go on to see the first places, so that nothing else is done again. Sets
+# ${places}: a folder and its first place, one after the other, of those that moved.
+places=()
+first_places() {
+    local first=("$@") last=("$@") i
+    if [ -s "${done_dir}/places" ]; then
+        mapfile -t first <"${done_dir}/places"
+        mapfile -t last <"${done_dir}/places.last"
+    fi
+    for ((i = 1; i <= $#; i++)); do
+        # A corpus of another name is another one, and known by its name alone.
+        if [[ ${!i} == /* && ${first[i - 1]:-} == /* && ${!i} != "${first[i - 1]}" ]]; then
+            places+=("${!i}" "${first[i - 1]}")
+        fi
+    done
+    if [ "${last[*]}" != "$*" ]; then
+        echo "A folder has moved since the last run: lists are made again"
+        rm -f "${done_dir}"/stage{1,3,4}
+    fi
+    [ -s "${done_dir}/places" ] || printf '%s\n' "${first[@]}" >"${done_dir}/places"
+    printf '%s\n' "$@" >"${done_dir}/places.last"
+}
+
+# as_at_first: standard input, with the first places of what has moved.
+as_at_first() {
+    local i
+    if [ "${#places[@]}" -eq 0 ]; then
+        cat
+        return
+    fi
+    for ((i = 0; i < ${#places[@]}; i += 2)); do
+        printf '%s\n' "${places[i]}/" "${places[i + 1]}/"
+    done | awk 'NR == FNR { place[NR] = $0; n = NR; next }
+        {
+            for (i = 1; i < n; i += 2)
+                if (at = index($0, " " place[i])) {
+                    $0 = substr($0, 1, at) place[i + 1] \
+                        substr($0, at + 1 + length(place[i]))
+                    break
+                }
+            print
+        }' - /dev/fd/3
+} 3<&0
+
 # digest ITEM...: a checksum of words, and of the contents of what is given as @PATH.
 # Fails if one of its programs does, or is killed: results of another key are moved aside.
 digest() {
@@ -45,6 +92,8 @@ digest() {
                     # Names inside the folder, so that it may be moved.
                     (cd "${path}" && find -L . -type f -print0 | sort -z |
                         xargs -0 sha256sum) || exit 1
+                elif [ "${path##*/}" = wav.scp ] && [ -f "${path}" ]; then
+                    as_at_first <"${path}" | sha256sum || exit 1
                 elif [ -f "${path}" ]; then
                     sha256sum <"${path}" || exit 1
                 else
@@ -76,21 +125,131 @@ replace_line() {
         if [ $# -gt 2 ]; then
             printf '%s\n' "$3"
         fi
-    } | LC_ALL=C sort -V >"${partial}" || { rm -f "${partial}"; fail_for_space "$1"; }
+    } | LC_ALL=C sort -V >"${partial}" && sync "${partial}" || { rm -f "${partial}"; fail_for_space "$1"; }
     mv -f "${partial}" "$1"
 }
 
-# is_done STAGE TAG KEY OUTPUT...: whether the stage need not run.
+# note_of STAGE TAG: the name of the note with the stage's outputs. What stage 13 writes
+# belongs to all variants.
+note_of() {
+    local tag=$2
+    if [ "$1" -eq 13 ]; then
+        tag=all
+    fi
+    tag=${tag// /,}
+    printf 'stage%s_%s' "$1" "${tag//[^A-Za-z0-9._,-]/_}"
+}
+
+# record_outputs STAGE TAG OUTPUT...: write down what the stage has left. Files, patterns
+# in a folder (DIR/*), and the options of outputs.py.
+record_outputs() {
+    "${prepare_python}" local/outputs.py record --work "${work}" \
+        --notes "${done_dir}/outputs/$(note_of "$1" "$2")" --files "${@:3}" ||
+        fail_for_space "${done_dir}/outputs"
+    if [ -n "${all_changed:-}" ]; then
+        all_changed=$(NOTE=$(note_of "$1" "$2") awk -F '\t' '$1 != ENVIRON["NOTE"]' \
+            <<<"${all_changed}")
+    fi
+}
+
+# find_changed STAGE TAG: set ${changed} to the outputs of a stage that are not what it
+# wrote, and ${changed_how} to what has become of each. Everything is looked at once.
+find_changed() {
+    local note name how path
+    changed=()
+    changed_how=()
+    if [ -z "${all_changed+set}" ]; then
+        all_changed=$("${prepare_python}" -I -S local/outputs.py check \
+            --work "${work}" --notes "${done_dir}/outputs") ||
+            fail "cannot compare what is in ${work} with ${done_dir}/outputs"
+    fi
+    note=$(note_of "$1" "$2")
+    while IFS=$'\t' read -r name how path; do
+        if [ "${name}" = "${note}" ]; then
+            changed+=("${path}")
+            changed_how+=("${how}")
+        fi
+    done <<<"${all_changed}"
+}
+
+# changed_words: the first of the changed outputs, for a message.
+changed_words() {
+    printf '%s (%s)' "${changed[0]}" "${changed_how[0]}"
+    if [ "${#changed[@]}" -gt 1 ]; then
+        printf ' and %d more' "$((${#changed[@]} - 1))"
+    fi
+}
+
+# remove_changed STAGE TAG: outputs that are not what was written, so that what is made
+# only where it is missing is made again. Also those of a stage that was stopped since.
+remove_changed() {
+    find_changed "$1" "$2"
+    if [ "${#changed[@]}" -gt 0 ]; then
+        rm -f -- "${changed[@]}"
+    fi
+}
+
+# has_mark STAGE TAG [KEY]: whether the stage was done, with this key.
+has_mark() {
+    local mark=${done_dir}/stage$1
+    if [ $# -gt 2 ]; then
+        grep -Fqx -- "$2"$'\t'"$3" "${mark}" 2>/dev/null
+    else
+        TAG=$2 awk -F '\t' '$1 == ENVIRON["TAG"] { found = 1 } END { exit !found }' \
+            "${mark}" 2>/dev/null
+    fi
+}
+
+# is_done STAGE TAG KEY OUTPUT...: whether the stage need not run. Sets ${changed} as
+# find_changed does.
 is_done() {
-    local mark=${done_dir}/stage$1 line=$2$'\t'$3 output
-    if ! grep -Fqx -- "${line}" "${mark}" 2>/dev/null; then
+    local output
+    changed=()
+    if ! has_mark "$1" "$2" "$3"; then
         return 1
     fi
+    if [ -e "${done_dir}/outputs/$(note_of "$1" "$2")" ]; then
+        find_changed "$1" "$2"
+        [ "${#changed[@]}" -eq 0 ]
+        return
+    fi
+    # From before outputs were recorded.
     for output in "${@:4}"; do
+        case "${output}" in
+            --*) break ;;
+            *\**) continue ;;
+        esac
         if [ ! -e "${output}" ]; then
+            changed=("${output}")
+            changed_how=("gone")
             return 1
         fi
     done
+    record_outputs "$1" "$2" "${@:4}"
+}
+
+# keep_training STAGE TAG FOLDER [KEY]: stop where a finished training (of this key) is
+# not what it wrote: it may have taken days, and nobody asked for another one.
+keep_training() {
+    if [ ! -d "$3" ] || ! has_mark "$1" "$2" "${@:4}"; then
+        return
+    fi
+    find_changed "$1" "$2"
+    if [ "${#changed[@]}" -gt 0 ]; then
+        fail "$(changed_words): not what stage $1 has trained. Put it back from a copy;" \
+            "or remove $3 and train again; or, to go on with what is there, remove" \
+            "${done_dir}/outputs/$(note_of "$1" "$2")"
+    fi
+}
+
+# name_aside PATH: a name that nothing has yet, for what is moved aside.
+name_aside() {
+    local name
+    name=$1.old-$(date '+%Y%m%d-%H%M%S')
+    while [ -e "${name}" ]; do # a clock may be set back
+        name+=_
+    done
+    printf '%s' "${name}"
 }
 
 # own_folder FOLDER KEY: make a folder of results for this key. A folder of another key
@@ -98,7 +257,7 @@ is_done() {
 own_folder() {
     local aside
     if [ -e "$1" ] && [ "$(cat "$1/.key" 2>/dev/null)" != "$2" ]; then
-        aside=$1.old-$(date '+%Y%m%d-%H%M%S')
+        aside=$(name_aside "$1")
         echo "$1 is of other options or data: moved to ${aside}"
         mv "$1" "${aside}"
     fi
@@ -273,6 +432,9 @@ run_stage() {
         return
     fi
     log "Stage ${stage}: ${heading}"
+    if [ "${#changed[@]}" -gt 0 ]; then
+        echo "    not what it wrote: $(changed_words); done again"
+    fi
     # From here on the outputs may be in the making.
     replace_line "${done_dir}/stage${stage}" "${tag}"
     start=$(date '+%s')
@@ -284,10 +446,12 @@ run_stage() {
     status=${PIPESTATUS[0]}
     set -e
     seconds=$(($(date '+%s') - start))
+    seconds=$((seconds > 0 ? seconds : 0)) # a clock may be set back
     if [ "${status}" -ne 0 ]; then
         explain_failure "${file}" "Stage ${stage}, ${heading}," "${status}" >&2 || true
         exit "${status}"
     fi
+    record_outputs "${stage}" "${tag}" "${@:7}"
     replace_line "${done_dir}/stage${stage}" "${tag}" "${tag}"$'\t'"${key}"
     replace_line "${times}" "${stage} ${tag}" \
         "${stage} ${tag}"$'\t'"${title}"$'\t'"${seconds}"

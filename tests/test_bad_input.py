@@ -126,38 +126,6 @@ def test_packages_are_unpacked_without_the_tools_of_debian_too(
     assert debian_packages.unpack(package, out) != ""
 
 
-def test_a_full_disk(tmp_path, base):
-    """A small file system of one's own; then it grows, and the run goes on."""
-    disk, recipe = tmp_path / "disk", copy_recipe(tmp_path / "recipe")
-    disk.mkdir()
-    script = f"""
-        mount -t tmpfs -o size=20k tmpfs "$1" || exit 99
-        run() {{
-            bash {recipe}/run.sh --corpus mini_an4 --python {sys.executable} \\
-                --expdir "$1" --pretrained_model {base} --stop_stage 3
-        }}
-        run "$1" && exit 98
-        mount -o remount,size=20m "$1"
-        run "$1"
-    """
-    unshare = shutil.which("unshare") or "false"
-    done = subprocess.run(
-        [unshare, "-rm", "bash", "-c", script, "bash", disk],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode in (1, 99) and "Stage" not in done.stdout:
-        pytest.skip("no file systems of one's own here")
-    assert done.returncode == 0, done.stderr
-    assert "failed: no room is left on the disk" in done.stderr
-    assert "Make room, then run the same command again" in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert "Stage 1: Data: done before" in done.stdout, done.stdout + done.stderr
-    assert "Stage 3: done in" in done.stdout
-
-
 # ------------------------------------------------------------------- the backbone
 
 

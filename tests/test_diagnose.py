@@ -97,6 +97,58 @@ def test_dead_and_saturated_units_are_found(speech2text, speech):
     assert any("16 of 16 units are dead" in w for w in diagnosis.warnings(found))
 
 
+def quick(speech2text, speech, tasks=("female", "it.carlo")):
+    """What the recipe looks for after a training: the encoder reads, nothing more."""
+    found = look(speech2text, speech, tasks, gradients=False, decode=False)
+    assert not found.gains
+    return {one.task: one.why for one in diagnosis.faults(found)}
+
+
+def test_a_quick_look_measures_the_encoder_as_the_long_one_does(speech2text, speech):
+    short = look(speech2text, speech, gradients=False, decode=False)
+    for what in ("change", "drift", "memory", "activity"):
+        expected = column(look(speech2text, speech, gradients=False), what)
+        assert column(short, what) == pytest.approx(expected, nan_ok=True)
+    assert quick(speech2text, speech) == {}
+
+
+@pytest.mark.parametrize(
+    "bias, what",
+    [(-1.0, "units are dead (never active"), (1.0, "units are saturated (always acti")],
+)
+def test_a_controller_that_does_not_work_is_a_fault(bias, what, speech2text, speech):
+    controller = speech2text.asr_model.encoder.adapter.controller
+    with torch.no_grad():
+        controller.W[:], controller.u[:], controller.b[:] = 0.0, 0.0, bias
+    found = quick(speech2text, speech)
+    assert set(found) == {"female", "it.carlo"}
+    assert all(f"16 of the controller's 16 {what}" in why for why in found.values())
+    with torch.no_grad():
+        controller.b[:3] = -bias  # three of sixteen work
+    assert quick(speech2text, speech) == {}
+
+
+def test_a_task_alone_may_be_at_fault(speech2text, speech):
+    heads = speech2text.asr_model.encoder.adapter.heads
+    with torch.no_grad():
+        heads.vector("female").zero_()
+    found = quick(speech2text, speech)
+    assert list(found) == ["female"] and "changes nothing" in found["female"]
+    with torch.no_grad():
+        heads.vector("female").fill_(1e38)
+    found = quick(speech2text, speech)
+    assert list(found) == ["female"] and "inf, nan" in found["female"]
+
+
+def test_faults_are_a_table(model, an4, tmp_path, capsys):
+    path = tmp_path / "faults.tsv"
+    assert run(model, an4["test"], "--tasks", "female", "--faults", path) == 0
+    assert path.read_text() == "task\twhy\n"
+    assert "0 of 1 tasks have an adapter at fault" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--faults measures too little"):
+        run(model, an4["test"], "--faults", path, "--json", tmp_path / "x.json")
+
+
 def test_memory_is_what_the_state_owes_to_layer_one(speech2text, speech):
     """With W = 0 and b = u = 1, h_l is l, and l - 1 without layer 1."""
     controller = speech2text.asr_model.encoder.adapter.controller

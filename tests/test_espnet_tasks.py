@@ -40,7 +40,7 @@ import espnet_hra
 from espnet_hra import cli
 from espnet_hra.bin.python import translate
 from espnet_hra.data.requirements import requirements_from_config
-from espnet_hra.errors import BaseModelError, ConfigError, TaskError
+from espnet_hra.errors import BaseModelError, ConfigError, NoRoomError, TaskError
 from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.kinds import KINDS
 from espnet_hra.espnet.model import encode_name
@@ -326,6 +326,26 @@ def test_a_list_may_mix_tasks(name, greedy, models, data):
         speech2text.set_task(n)
         expected += speech2text.batch_decode([wave])
     assert [said(one)[0] for one in found] == [said(one)[0] for one in expected]
+
+
+def test_what_does_not_fit_into_memory_is_told(name, models, data, monkeypatch):
+    speech2text = opened(models(name))
+    short, *_ = waves(data["test"]).values()
+    long = np.concatenate([short, short])
+    decode = type(speech2text)._decode
+
+    def limited(self, wave, *args, **kwargs):
+        if len(wave) > len(short):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+        return decode(self, wave, *args, **kwargs)
+
+    monkeypatch.setattr(type(speech2text), "_decode", limited)
+    with pytest.raises(NoRoomError, match=f"of {len(long):,} samples") as refused:
+        speech2text([short, long, short], task="male")
+    assert (refused.value.index, refused.value.size) == (1, 3)
+    with pytest.raises(NoRoomError, match=f"of {len(long):,} samples"):
+        speech2text(long, task="male")
+    assert said(speech2text(short, task="male"))
 
 
 def test_a_choice_is_asked_for(name, models, data):

@@ -253,6 +253,36 @@ def test_examples_are_printed_and_stand_on_the_page(tmp_path, capsys):
         cli.main([*options, "--before", f"dev={tmp_path}/before"])
 
 
+def test_an_adapter_at_fault_is_a_task_that_needs_a_look(tmp_path, capsys):
+    """Whatever its error rates are; until the same system is scored without it."""
+    for name in ("ref", "after"):
+        (tmp_path / name).write_text("u1 say it\nu2 yes\n")
+    (tmp_path / "tasks").write_text("u1 me\nu2 you\n")
+    (tmp_path / "faults.tsv").write_text("task\twhy\nme\tits controller is dead\n")
+    out = tmp_path / "out"
+    options = ["score", "--method", "hra", "--shared_params", "1", "--task_params", "1"]
+    options += ["--ref", f"dev={tmp_path}/ref", "--hyp", f"dev={tmp_path}/after"]
+    options += ["--utt2task", f"{tmp_path}/tasks", "--out_dir", str(out)]
+
+    def status(*more: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*options, *more])
+        return ended.value.code or 0
+
+    line = "me (hra, seed 1, dev): its controller is dead"
+    faulty = ["--faults", f"dev={tmp_path}/faults.tsv"]
+    assert status("--seed", "1", *faulty) == 3
+    assert line in capsys.readouterr().err
+    assert f"{health.HEADING}\n\n- {line}\n" in (out / "RESULTS.md").read_text()
+    # Another system has its own; the page goes on to tell of this one.
+    assert status("--seed", "2") == 0
+    assert f"- {line}\n" in (out / "RESULTS.md").read_text()
+    assert status("--seed", "1") == 0
+    assert health.HEADING not in (out / "RESULTS.md").read_text()
+    with pytest.raises(SystemExit, match="--faults dev=nowhere: there is no such file"):
+        cli.main([*options, "--faults", "dev=nowhere"])
+
+
 def rated(method, task, split, errors, seed=1):
     """Ten utterances of ten characters with so many errors in all."""
     each = [errors // 10 + (i < errors % 10) for i in range(10)]

@@ -3,6 +3,7 @@
 import argparse
 import io
 import math
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ from espnet_hra.errors import BaseModelError, ConfigError, DataError
 from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.inputs import as_wave, check_greedy, out_of_memory
 from espnet_hra.espnet.kinds import KINDS
+from espnet_hra.espnet.resuming import Earlier
 from espnet_hra.espnet.trainer import check_finite
 
 
@@ -236,14 +238,33 @@ def test_a_rate_that_yaml_reads_as_a_word_is_a_number(an4, base, tmp_path):
     assert saved["optim_conf"]["lr"] == 0.01
 
 
-def test_a_refused_resume_leaves_the_finished_models_configuration(
-    model, an4, base, tmp_path
-):
-    before = (model / "config.yaml").read_bytes()
+def test_a_refused_resume_leaves_everything_as_it_was(model, an4, base, tmp_path):
+    def state() -> dict[str, tuple[int, bytes]]:
+        return {
+            str(p.relative_to(model)): (p.stat().st_mtime_ns, p.read_bytes())
+            for p in model.rglob("*")
+            if p.is_file()
+        }
+
+    before = state()
     conf = {**ADAPTATION["encoder_conf"], "adapter_conf": {"controller_size": 24}}
-    with pytest.raises(Exception, match="size mismatch|checkpoint"):
+    with pytest.raises(ConfigError, match="another configuration .*shapes differ") as e:
         train(an4, base, model, "--resume", "true", encoder_conf=conf, max_epoch=2)
-    assert (model / "config.yaml").read_bytes() == before
+    assert "--resume false" in str(e.value) and "\n" not in str(e.value)
+    assert state() == before
+    earlier = Earlier.read(model)
+    assert earlier is not None
+    with pytest.raises(ConfigError, match="optimizer has groups of .* and this one of"):
+        earlier.check_optimizers([torch.optim.SGD([torch.zeros(1)])])
+    checkpoint = model / "checkpoint.pth"
+    whole, times = checkpoint.read_bytes(), checkpoint.stat()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    before = state()
+    with pytest.raises(BaseModelError, match="checkpoint.pth"):
+        train(an4, base, model, "--resume", "true", max_epoch=2)
+    assert state() == before
+    checkpoint.write_bytes(whole)
+    os.utime(checkpoint, ns=(times.st_atime_ns, times.st_mtime_ns))
     speech2text = espnet_hra.Speech2Text.from_pretrained(str(model), ctc_greedy=True)
     assert speech2text(waves(an4)[0], task="male")
 

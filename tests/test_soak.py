@@ -1,4 +1,4 @@
-"""A short version of `make soak`: kills, two at once, load, damage."""
+"""A short version of `make soak`: kills, two at once, full disks, load, damage."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import torch
 from adaptations import make_adaptation, waves
 from conftest import ROOT
 
-from espnet_hra.bench.soak import adapt, damage, forks, load, recipe, tasks
+from espnet_hra.bench.soak import adapt, damage, disk, forks, load, recipe, tasks
 from espnet_hra.bench.soak.rows import BEGIN, END, Row, put, table, write_page
 from espnet_hra.errors import BaseModelError, UserError
 from espnet_hra.espnet.trainer import repair
@@ -62,6 +62,25 @@ def test_adapt_stands_kills(model, an4, tmp_path):
 def test_the_recipe_stands_kills_while_it_prepares_data(tmp_path):
     options = ["--stop_stage", "3"]
     fine(recipe.soak(tmp_path, 2, 5, COMMAND, options), 2)
+
+
+def full(folder: Path, stages: tuple[int, ...]) -> list[Row]:
+    """The disk is full, twice at each of these stages."""
+    try:
+        disk.SmallDisk(folder / "probe", 2**20).close()
+    except UserError:
+        pytest.skip("no file systems of one's own here")
+    return disk.fill(folder, 2, 1, COMMAND, stages)
+
+
+def test_the_recipe_stands_a_full_disk_while_it_prepares_data(tmp_path):
+    fine(full(tmp_path, (1, 3)), 3)
+
+
+@pytest.mark.slow
+def test_the_recipe_stands_a_full_disk_at_each_stage(tmp_path):
+    rows = full(tmp_path, disk.STAGES)
+    fine(rows, len(disk.STAGES))
 
 
 def test_a_kill_at_a_change_leaves_the_old_file_or_the_new(tmp_path, model):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from adaptations import make_adaptation
 
 import espnet_hra
 from espnet_hra import TaskError, cli
+from espnet_hra.bench.soak.disk import SmallDisk
+from espnet_hra.commands.recipe import copy_recipe
+from espnet_hra.errors import UserError
 from espnet_hra.files import atomic
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.store import TaskStore
@@ -167,7 +171,100 @@ def test_a_model_that_moved_is_the_same_model(model, an4, tmp_path):
     assert speech2text.asr_model.encoder.task_checksum("female") == checksum
 
 
+def prepare(recipe: Path, *options: object, **kwargs) -> subprocess.CompletedProcess:
+    """Prepare mini AN4 with a copy of the recipe."""
+    command = ["bash", recipe / "run.sh", "--corpus", "mini_an4"]
+    command += ["--python", sys.executable, *options]
+    return subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+
+
+def stages_that_ran(done: subprocess.CompletedProcess) -> list[str]:
+    return re.findall(r"Stage (\d+): done in", done.stdout)
+
+
+def marks(recipe: Path) -> dict[str, str]:
+    folder = recipe / "exp" / "mini_an4" / ".done"
+    return {path.name: path.read_text() for path in folder.glob("stage*")}
+
+
+def test_a_recipe_that_moved_goes_on_where_it_was(tmp_path, base):
+    """Its lists are made again, with the new paths; digests are what they were, so that
+    nothing that was computed of them is computed again."""
+    options = ["--pretrained_model", base, "--stop_stage", "4"]
+    recipe = copy_recipe(tmp_path / "first")
+    assert prepare(recipe, *options).returncode == 0
+    before = marks(recipe)
+    moved = tmp_path / "it's elsewhere"
+    recipe.rename(moved)
+    done = prepare(moved, *options)
+    assert done.returncode == 0, done.stderr
+    assert "A folder has moved since the last run" in done.stdout
+    assert stages_that_ran(done) == ["1", "3", "4"]
+    assert marks(moved) == before and set(before) == {f"stage{n}" for n in (1, 3, 4, 8)}
+    listed = (moved / "exp" / "mini_an4" / "dump" / "train" / "wav.scp").read_text()
+    for line in listed.splitlines():
+        path = line.split(maxsplit=1)[1]
+        assert path.startswith(f"{moved}/") and Path(path).is_file()
+    assert stages_that_ran(prepare(moved, *options)) == []
+    moved.rename(recipe)  # and back
+    assert stages_that_ran(prepare(recipe, *options)) == ["1", "3", "4"]
+    assert marks(recipe) == before
+
+
+def test_a_recipe_in_a_place_that_cannot_be_written_to_says_so(tmp_path):
+    recipe = copy_recipe(tmp_path / "recipe")
+    try:
+        disk = SmallDisk(tmp_path / "disk", 2**24)
+    except UserError:
+        pytest.skip("no file systems of one's own here")
+    try:
+        command = ["bash", str(recipe / "run.sh"), "--corpus", "mini_an4"]
+        command += ["--python", sys.executable, "--expdir", str(disk.folder)]
+        command += ["--stop_stage", "3"]
+        for done_before in (False, True):
+            assert disk.run(["mount", "-o", "remount,ro", str(disk.folder)], {})[0] == 0
+            status, out, said = disk.run(command, {})
+            assert status == 1 and len(said.splitlines()) == 1, said
+            assert f"cannot write in {disk.folder}/mini_an4/" in said
+            assert (
+                "another place with --expdir; then run the same command again" in said
+            )
+            assert disk.run(["mount", "-o", "remount,rw", str(disk.folder)], {})[0] == 0
+            status, out, said = disk.run(command, {})
+            assert status == 0, said
+            assert ("Stage 3: Format wav.scp: done before" in out) == done_before
+    finally:
+        disk.close()
+
+
 # ------------------------------------------------------------------ clocks that jump
+
+
+def test_the_recipe_does_not_mind_a_clock_that_is_set_back(tmp_path):
+    recipe = copy_recipe(tmp_path / "recipe")
+    (tmp_path / "bin").mkdir()
+    date = tmp_path / "bin" / "date"
+    date.write_text(
+        f"#!/bin/sh\necho >>{tmp_path}/calls\ncalls=$(wc -l <{tmp_path}/calls)\n"
+        f'exec {shutil.which("date")} -d "@$((2000000000 - 90000 * calls))" "$@"\n'
+    )
+    date.chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = prepare(recipe, "--stop_stage", "3", env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    assert stages_that_ran(done) == ["1", "3"]
+    times = (recipe / "exp" / "mini_an4" / "times.tsv").read_text().splitlines()
+    assert [line.split("\t")[-1] for line in times] == ["0", "0"]
+    assert len((tmp_path / "calls").read_text()) > 8
+    # By a clock that is right again, all that was done is done.
+    assert stages_that_ran(prepare(recipe, "--stop_stage", "3")) == []
 
 
 def test_a_clock_that_jumps_changes_nothing(model, monkeypatch):

@@ -172,6 +172,30 @@ def test_tasks_of_a_file_are_inlined(an4, base, tmp_path):
     assert config["encoder_conf"]["tasks"] == ["male", "female"]
 
 
+def test_the_same_seed_gives_the_same_parameters(an4, base, joint, tmp_path):
+    """In a process of its own as well: nothing depends on what ran before."""
+    cmd = options(an4, base, tmp_path / "exp")
+    code = (
+        "import sys; from espnet_hra.bin import asr_train; asr_train.main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *cmd],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = sorted(p.name for p in joint.glob("*.pth") if p.name != "checkpoint.pth")
+    assert files and files == sorted(
+        p.name for p in (tmp_path / "exp").glob("*.pth") if p.name != "checkpoint.pth"
+    )
+    for name in files:
+        assert equal(load(tmp_path / "exp" / name), load(joint / name)), name
+    other = train(an4, base, tmp_path / "other", seed=2)
+    assert not equal(load(other / files[0]), load(joint / files[0]))
+
+
 def test_resumed_training_equals_an_uninterrupted_one(an4, base, joint, tmp_path):
     output = train(an4, base, tmp_path / "exp", max_epoch=2)
     # What a kill right after writing checkpoint.pth leaves behind.

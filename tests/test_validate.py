@@ -1034,6 +1034,24 @@ def test_command_line_skips(
     assert VICTIM in (data.folder / "wav.scp").read_text()
 
 
+def test_what_a_task_loses_is_said(data: Data, arguments: list, tmp_path, capsys):
+    """A task that lost all is named, whatever else there is."""
+    male = [utt for utt, task in data.task.items() if task == "male"]
+    female = [utt for utt in data.audio if utt not in male]
+    for utterance in [*male, female[0]]:
+        data.text[utterance] = ""
+    data.write()
+    assert main([*arguments, "--skip_bad=true"]) == 0
+    said = capsys.readouterr().err
+    lines = said[said.index("What the good utterances alone leave") :].splitlines()
+    assert lines[1].startswith(f"  male: nothing; all of its {len(male)} utterances")
+    assert lines[2] == f"  female: {len(female) - 1} of {len(female)} utterances"
+    report = (tmp_path / "report").read_text()
+    assert all(line in report for line in lines[:3])
+    kept = (tmp_path / "out" / "utt2task").read_text()
+    assert "male\n" not in kept.replace("female", "")
+
+
 def test_command_line_nothing_left(
     data: Data, arguments: list, tmp_path: Path, capsys
 ) -> None:

@@ -11,7 +11,7 @@ from conftest import make_base
 from test_training import train, waves
 
 import espnet_hra
-from espnet_hra.errors import BaseModelError, ConfigError
+from espnet_hra.errors import BaseModelError, ConfigError, NoRoomError
 from espnet_hra.espnet import whisper_decoding as decoding
 from espnet_hra.espnet.whisper import without_weights
 from espnet_hra.tasks import file as taskfile
@@ -130,6 +130,29 @@ def test_one_batch_of_several_tasks_reads_as_one_after_the_other(adapted, an4):
         alone = speech2text(wave, task=name)[0]
         assert nbest[0][2] == alone[2]
         assert nbest[0][3].score == pytest.approx(alone[3].score, rel=1e-4)
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_a_batch_that_memory_does_not_hold_is_halved(beam, adapted, an4, monkeypatch):
+    speech2text = espnet_hra.Speech2Text.from_pretrained(str(adapted), beam_size=beam)
+    recordings = [np.asarray(wave) for wave in waves(an4)[:3]]
+    length = min(map(len, recordings))
+    recordings = [wave[:length] for wave in recordings]  # padding changes Whisper's
+    names = ["male", "female", "male"]
+    expected = [nbest[0][2] for nbest in speech2text(recordings, task=names)]
+    encode, most = speech2text._encode, 1
+
+    def limited(batch):
+        if len(batch) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+        return encode(batch)
+
+    monkeypatch.setattr(speech2text, "_encode", limited)
+    found = speech2text(recordings, task=names)
+    assert [nbest[0][2] for nbest in found] == expected
+    most = 0
+    with pytest.raises(NoRoomError, match=f"of {length:,} samples does not fit"):
+        speech2text(recordings, task=names)
 
 
 def test_greedy_decoding_with_kept_keys_is_espnets_search_with_a_beam_of_one(

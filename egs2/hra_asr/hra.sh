@@ -400,7 +400,13 @@ if "${train_backbone}" && [ -n "${subset}" ]; then
     pretrained_model=$(sed -n 2p "${backbone_file}")
 fi
 
-mkdir -p "${done_dir}" "${log_dir}" "${dump}"
+for item in "${done_dir}" "${log_dir}" "${dump}"; do
+    said=$(mkdir -p "${item}" 2>&1) && said=$([ -w "${item}" ] || echo "no right to")
+    if [ -n "${said}" ]; then
+        fail "cannot write in ${item} (${said#*: }): make room there, or name another" \
+            "place with --expdir; then run the same command again"
+    fi
+done
 if command -v flock >/dev/null; then
     # Held by all that is started from here: training that goes on after its script was
     # killed is found out.
@@ -410,6 +416,8 @@ if command -v flock >/dev/null; then
             "wait for it, or end it"
     fi
 fi
+
+first_places "${PWD}" "${corpus}"
 
 task_sets=(train dev test)
 all_sets=(train dev test)
@@ -621,6 +629,9 @@ load_backbone() {
     } <"${backbone_file}"
     need "${base_config}" 8
     need "${base_model}" 8
+    if "${own_backbone}"; then
+        keep_training 7 - "${backbone_dir}"
+    fi
     if [ -z "${base_digest:-}" ]; then
         base_digest=$(digest "@${base_config}" "@${base_model}")
     fi
@@ -652,6 +663,7 @@ stage_1() {
         options+=(--corpus folder --source "${corpus}" --name "${name}"
             --run_pipes "${run_pipes}")
     fi
+    remove_changed 1 -
     PYTHON=${prepare_python} announce bash local/data.sh "${options[@]}"
 }
 
@@ -663,6 +675,10 @@ stage_3() {
     if [ "${#all_sets[@]}" -gt "${#task_sets[@]}" ]; then
         options+=(--all_tasks "${all_sets[@]:${#task_sets[@]}}")
     fi
+    remove_changed 3 "${subset:--}"
+    if [ "${#places[@]}" -gt 0 ]; then
+        options+=(--moved "${places[@]}")
+    fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
         --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" --fs "${fs}" \
         --run_pipes "${run_pipes}" --sets "${task_sets[@]}" "${options[@]}"
@@ -670,6 +686,7 @@ stage_3() {
 
 stage_4() {
     local set name config=${dump}/validation.yaml extra unknown ids texts from options
+    local lost count
     local tokens=
     if "${train_backbone}"; then
         # Every character of the training texts; stage 5 leaves out those of bad ones.
@@ -686,6 +703,7 @@ stage_4() {
             --out "${from}" --sets "${all_sets[@]}" --keep test --config "${config}" \
             --report "${log_dir}/clean_text.txt" --note "${dump}/note.txt"
     fi
+    : >"${dump}/left_out.txt"
     for set in "${all_sets[@]}"; do
         # Of two values of a key, YAML takes the second.
         extra=${tokens}
@@ -714,6 +732,14 @@ stage_4() {
                 "${from}/${set}/text" >"${dump}/${set}/text"
         fi
         cp "${dump}/raw/${set}/audio_stamp" "${dump}/${set}"
+        count=$(($(wc -l <"${from}/${set}/utt2task") - $(wc -l <"${dump}/${set}/utt2task")))
+        if [ "${count}" -gt 0 ]; then
+            lost=$(comm -23 <(cut -d ' ' -f 2- "${from}/${set}/utt2task" | sort -u) \
+                <(cut -d ' ' -f 2- "${dump}/${set}/utt2task" | sort -u) | paste -sd ' ')
+            echo "${set}: left out in the validation: ${count}$(
+                [ -z "${lost}" ] || echo ", all utterances of: ${lost}")." |
+                tee -a "${dump}/left_out.txt"
+        fi
     done
     cut -d ' ' -f 2- "${dump}/train/utt2task" | sort -u >"${task_list}"
     for set in "${eval_sets[@]}"; do
@@ -838,6 +864,15 @@ stage_7() {
 }
 
 stage_8() {
+    local path
+    find_changed 8 "${subset:--}"
+    for path in "${changed[@]}"; do
+        # A pack that was unpacked before is not unpacked again.
+        if [[ ${path} == "${work}/pretrained/"* ]]; then
+            path=${path#"${work}/pretrained/"}
+            rm -rf "${work}/pretrained/${path%%/*}"
+        fi
+    done
     if "${train_backbone}"; then
         printf '%s\n' "${backbone_dir}/config.yaml" "$(best_model "${backbone_dir}")" \
             "${backbone_dir}/config.yaml"
@@ -934,17 +969,36 @@ stage_11() {
 
 stage_12() {
     decode "${asr_decode}" "${asr_exp}/config.yaml" "${asr_model}" true "${eval_sets[@]}"
+    # What error rates may hide: a controller that is dead or saturated, no effect.
+    announce "${python_words[@]}" -m espnet_hra.cli diagnose "${asr_exp}" "${dump}/dev" \
+        --limit 2 --faults "${asr_decode}/faults.tsv" || {
+        rm -f "${asr_decode}/faults.tsv"
+        echo "The adapter could not be looked at; the results stand."
+    }
 }
 
 stage_13() {
-    local set note= of aside file
+    local set note= of aside file why= i
     local options=(--out_dir "${work}" --title "${name}" --times "${times}"
         --command "${RECIPE_COMMAND:-./run.sh}")
     local -a frozen=() adapted=()
     of=$(digest "${base_digest}" "${clean_text}")
     if [ -e "${work}/results.tsv" ] && ! grep -Fqsx "${of}" "${done_dir}/results"; then
-        aside=${work}/results.old-$(date '+%Y%m%d-%H%M%S')
-        echo "The results in ${work} are of another backbone: moved to ${aside}"
+        why="of another backbone"
+    fi
+    find_changed 13 "${tag}"
+    for ((i = 0; i < ${#changed[@]}; i++)); do
+        if [[ ${changed[i]} == *.tsv && ${changed_how[i]} != changed ]]; then
+            why="not whole, ${changed[i]##*/} was ${changed_how[i]}"
+        fi
+    done
+    if [ "${#changed[@]}" -gt 0 ]; then
+        # Rows of other runs may be lost: theirs are scored again when they are asked for.
+        rm -f "${done_dir}/stage13"
+    fi
+    if [ -n "${why}" ]; then
+        aside=$(name_aside "${work}/results")
+        echo "The results in ${work} are ${why}: moved to ${aside}"
         mkdir "${aside}"
         for file in "${work}"/*.{tsv,md,png,svg}; do
             if [ -f "${file}" ] && [ "${file}" != "${times}" ]; then
@@ -960,6 +1014,9 @@ is no result. The dev set is the training set."
     fi
     if [ "${clean_text}" = auto ]; then
         note+=${note:+ }$(cat "${dump}/note.txt")
+    fi
+    if [ -s "${dump}/left_out.txt" ]; then
+        note+=${note:+ }$(paste -sd ' ' "${dump}/left_out.txt")
     fi
     if [ -n "${note}" ]; then
         options+=(--note "${note}")
@@ -985,6 +1042,9 @@ is no result. The dev set is the training set."
         adapted+=(--before "test=${frozen_decode}/test/text")
     else
         echo "no results of the frozen backbone (stage 9) to compare with"
+    fi
+    if [ -e "${asr_decode}/faults.tsv" ]; then
+        adapted+=(--faults "dev=${asr_decode}/faults.tsv")
     fi
     # Status 3: a task has become worse. The tables are whole; the end of the run says it.
     announce "${python_words[@]}" -m espnet_hra.cli score --method "${label}" \
@@ -1096,9 +1156,11 @@ if wanted 1; then
         key+=("${corpus_source}" @conf/corpora.yaml "$(find -L "${corpus_source}" \
             -type f -printf '%P %s %T@\n' | sort | sha256sum)")
     fi
-    mapfile -t outputs < <(files_of "${data}" utt2task "${all_sets[@]}")
+    mapfile -t outputs < <(files_of "${data}" '*' "${all_sets[@]}")
+    mapfile -t lists < <(files_of "${data}" wav.scp "${all_sets[@]}")
     key=$(digest "${key[@]}")
-    run_stage 1 "Data" - "${key}" all stage_1 "${outputs[@]}"
+    run_stage 1 "Data" - "${key}" all stage_1 "${outputs[@]}" \
+        --within "${data}" --lists "${lists[@]}"
 fi
 
 if wanted 2; then
@@ -1116,12 +1178,21 @@ if ! "${train_backbone}" && [ "${stop_stage}" -ge 3 ]; then
     else
         key=$(digest 8 "${pretrained_model}")
     fi
-    outputs=("${backbone_file}")
-    if [ -f "${backbone_file}" ]; then
-        mapfile -t -O 1 outputs <"${backbone_file}"
+    if "${own_backbone}"; then
+        keep_training 7 - "${backbone_dir}"
+    fi
+    if has_mark 8 "${subset:--}" "${key}"; then
+        find_changed 8 "${subset:--}"
+        for ((i = 0; i < ${#changed[@]}; i++)); do
+            # What is elsewhere is not ours to remove.
+            if [[ ${changed[i]} != "${work}/"* && ${changed_how[i]} != gone ]]; then
+                fail "${changed[i]} (${changed_how[i]}): not the backbone that stage 8" \
+                    "chose: put it back from a copy, or remove it to get it again"
+            fi
+        done
     fi
     run_stage 8 "Choice of the backbone" "${subset:--}" "${key}" all stage_8 \
-        "${outputs[@]}"
+        "${backbone_file}" --named "${backbone_file}"
     load_backbone
     validation_config=${base_keys}
     : "${fs:=$(cat "${base_keys}.fs")}"
@@ -1138,12 +1209,14 @@ if wanted 3; then
     for set in "${all_sets[@]}"; do
         key+=("$(audio_digest "${data}/${set}/wav.scp")")
     done
-    mapfile -t outputs < <(files_of "${dump}/raw" audio_stamp "${all_sets[@]}")
+    mapfile -t outputs < <(files_of "${dump}/raw" '*' "${all_sets[@]}")
+    mapfile -t lists < <(files_of "${dump}/raw" wav.scp "${all_sets[@]}")
     if [ "${fs}" != 16000 ]; then
         key+=("${fs}")
     fi
     key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
-    run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}"
+    run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}" \
+        --within "${audio}" --lists "${lists[@]}"
 fi
 
 if wanted 4; then
@@ -1151,11 +1224,11 @@ if wanted 4; then
         need "${dump}/raw/${set}/wav.scp" 3
     done
     mapfile -t key < <(contents_of "${dump}/raw" "${all_sets[@]}")
-    mapfile -t outputs < <(files_of "${dump}" audio_stamp "${all_sets[@]}")
+    mapfile -t outputs < <(files_of "${dump}" '*' "${all_sets[@]}")
     key=$(digest 4 "${key[@]}" "@${validation_config}" "${skip_bad}" "${clean_text}" \
         "${all_sets[*]}")
-    run_stage 4 "Validation" "${subset:--}" "${key}" all stage_4 "${dump}/eval/ids" \
-        "${outputs[@]}"
+    run_stage 4 "Validation" "${subset:--}" "${key}" all stage_4 "${task_list}" \
+        "${dump}/left_out.txt" "${dump}/eval"/{ids,wav.scp,text,utt2task} "${outputs[@]}"
 fi
 
 if wanted 5; then
@@ -1195,14 +1268,16 @@ if wanted 7; then
         if [ -f "${backbone_steps}" ]; then
             updates_per_epoch=
         fi
+        keep_training 7 - "${backbone_dir}" "${key}"
         run_stage 7 "Training of the backbone" - "${key}" progress stage_7 \
-            "${backbone_dir}/config.yaml"
+            "${backbone_dir}"/{config.yaml,'valid.*.pth',latest.pth}
     else
         log "Stage 7: the backbone is given"
     fi
 fi
 if wanted 8 && "${train_backbone}"; then
     need "${backbone_dir}/config.yaml" 7
+    keep_training 7 - "${backbone_dir}"
     model=$(best_model "${backbone_dir}")
     key=$(digest 8 "@${backbone_dir}/config.yaml" "${model}" "@${model}")
     run_stage 8 "Choice of the backbone" - "${key}" all stage_8 "${backbone_file}"
@@ -1216,7 +1291,7 @@ if wanted 9; then
         languages
         told=("@${dump}/languages.json")
     fi
-    mapfile -t outputs < <(files_of "${frozen_decode}" text "${frozen_sets[@]}")
+    mapfile -t outputs < <(files_of "${frozen_decode}" '*' "${frozen_sets[@]}")
     key=$(digest 9 "${base_digest}" "@${dump}/eval/wav.scp" \
         "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
         "@${inference_config}" "${inference_args}" "${frozen_seconds}" "${told[@]}")
@@ -1244,25 +1319,27 @@ if wanted 11; then
         "${method}" "${regime}" "${init_adapter:+@${init_adapter}}" "${autocast}" \
         "${seed}" "${told[@]}")
     updates_per_epoch=$(number_of num_iters_per_epoch "${asr_config}" "${asr_words[@]}")
+    keep_training 11 "${asr_tag}" "${asr_exp}" "${key}"
     run_stage 11 "Adaptation" "${asr_tag}" "${key}" progress stage_11 \
-        "${asr_exp}/config.yaml" "${asr_exp}/params.json"
+        "${asr_exp}"/{config.yaml,params.json,'valid.*.pth',latest.pth}
 fi
 
 if wanted 12; then
     load_backbone
     need "${asr_exp}/config.yaml" 11
+    keep_training 11 "${asr_tag}" "${asr_exp}"
     if [ -n "${inference_model}" ]; then
         asr_model=${asr_exp}/${inference_model}
         need "${asr_model}" 11
     else
         asr_model=$(best_model "${asr_exp}")
     fi
-    mapfile -t outputs < <(files_of "${asr_decode}" text "${eval_sets[@]}")
+    mapfile -t outputs < <(files_of "${asr_decode}" '*' "${eval_sets[@]}")
     key=$(digest 12 "@${asr_exp}/config.yaml" "@${asr_model}" "@${dump}/eval/wav.scp" \
         "@${dump}/eval/utt2task" "@${dump}/dev/audio_stamp" "@${dump}/test/audio_stamp" \
         "@${inference_config}" "${inference_args}")
     run_stage 12 "Decoding" "${asr_tag} ${decode_tag}" "${key}" progress stage_12 \
-        "${outputs[@]}"
+        "${asr_decode}/*.tsv" "${outputs[@]}"
 fi
 
 if [ "${method}" = none ]; then
@@ -1281,6 +1358,9 @@ if wanted 13; then
         mapfile -t -O "${#key[@]}" key < <(files_of "@${asr_decode}" text \
             "${eval_sets[@]}")
         key+=("@${asr_exp}/params.json" "${seed}")
+        if [ -e "${asr_decode}/faults.tsv" ]; then
+            key+=("@${asr_decode}/faults.tsv")
+        fi
         tag=${asr_tag}
     fi
     key=$(digest 13 "${key[@]}" "${label}" "${base_digest}" "${clean_text}")
@@ -1290,6 +1370,7 @@ fi
 
 if wanted 14; then
     need "${asr_exp}/config.yaml" 11
+    keep_training 11 "${asr_tag}" "${asr_exp}"
     key=$(digest 14 "@${asr_exp}/config.yaml" "@$(best_model "${asr_exp}")")
     run_stage 14 "Packing" "${asr_tag}" "${key}" all stage_14 "${asr_exp}/pack.zip"
 fi

@@ -11,10 +11,10 @@ from espnet2.legacy.utils.cli_utils import get_commandline_args
 from espnet2.utils import config_argparse
 from espnet2.utils.types import int_or_none, str2bool, str_or_none
 
-from espnet_hra.bin.speech_alone import SpeechAlone
+from espnet_hra.bin.speech_alone import SpeechAlone, Told
 from espnet_hra.data.rates import WITH_A_RATE, check_rates
 from espnet_hra.data.requirements import requirements_from_config
-from espnet_hra.errors import TaskError
+from espnet_hra.errors import NoRoomError, TaskError
 from espnet_hra.espnet.decoding import Decoding, opener
 from espnet_hra.espnet.kinds import KINDS, Kind, check_kind
 from espnet_hra.espnet.seam import standing_in
@@ -175,7 +175,8 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
 
     Raises:
         TaskError: A task is given, and that there shall be none.
-        DataError: Recordings have another rate than the model.
+        DataError: Recordings have another rate than the model, or one does not fit into
+            memory.
     """
     options = {k: v for k, v in vars(args).items() if k != "config"}
     extra = dict(extra)
@@ -194,5 +195,9 @@ def inference(kind: Kind, args: argparse.Namespace, extra: dict[str, Any]) -> No
     task: Any = espnet_task(kind.name)
     if kind.speech_alone:
         task = SpeechAlone(task, lambda: stand_in.opened)
-    with standing_in(program, **{kind.task: task}, **others):
-        program.inference(**options)
+    told = Told(task)
+    with standing_in(program, **{kind.task: told}, **others):
+        try:
+            program.inference(**options)
+        except NoRoomError as e:
+            raise e.of(told.keys) from e

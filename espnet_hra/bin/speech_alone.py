@@ -1,11 +1,38 @@
-"""Tasks of utterances in a decoding loop of ESPnet's that takes recordings alone."""
+"""What stands for the ESPnet task in a decoding loop of ESPnet's.
 
-from collections.abc import Callable, Iterator
+Tasks of utterances where the loop takes recordings alone, and what it is decoding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from espnet_hra.espnet.decoding import Decoding
 from espnet_hra.espnet.inputs import batch_names
 from espnet_hra.espnet.model import DATA_NAME
+
+
+class Told:
+    """Stands for the ESPnet task in the loop: knows what is being decoded.
+
+    Args:
+        task: Our counterpart of it.
+
+    Attributes:
+        keys: Names of the utterances that the loop has got last.
+    """
+
+    def __init__(self, task: Any):
+        self._task = task
+        self.keys: Sequence[str] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def build_streaming_iterator(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As the task's."""
+        for keys, batch in self._task.build_streaming_iterator(*args, **kwargs):
+            self.keys = keys
+            yield keys, batch
 
 
 class SpeechAlone:

@@ -43,6 +43,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="picture to write (.png, .svg, .pdf)")
     parser.add_argument("--json", metavar="FILE", help="all numbers, as JSON")
     parser.add_argument(
+        "--faults",
+        metavar="FILE",
+        help="only look for tasks whose adapter does not work (numbers that are none, "
+        "a controller that is dead or saturated, no effect), and write them into this "
+        "table; quick, as nothing is decoded",
+    )
+    parser.add_argument(
         "--pretrained_model",
         help="Where the frozen base is, if not where the saved configuration says",
     )
@@ -63,13 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = None if args.out is None else Path(args.out)
     if out is not None and out.suffix.lower() not in _PICTURES:
         raise ConfigError(f"--out {out}: pictures end with {', '.join(_PICTURES)}")
+    if args.faults is not None and (out is not None or args.json is not None):
+        raise ConfigError("--faults measures too little for --out and --json")
     if args.limit < 1:
         raise ConfigError(f"--limit {args.limit}: at least one utterance is needed")
     paths = list(_recordings([Path(name) for name in args.data]))
 
     from espnet_hra.espnet.diagnosing import diagnose
     from espnet_hra.espnet.inference import Speech2Text
-    from espnet_hra.files import atomic
+    from espnet_hra.files import atomic, tables
     from espnet_hra.report import diagnosis, diagnosis_picture, pictures
 
     speech2text = Speech2Text.from_pretrained(
@@ -81,11 +90,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     speech2text.set_language(args.language)
     tasks = _tasks(speech2text.tasks, args.tasks, args.model)
     heard = _heard(paths, tasks, args.limit, speech2text.train_args)
-    found = diagnose(speech2text, heard)
+    quick = args.faults is not None
+    found = diagnose(speech2text, heard, gradients=not quick, decode=not quick)
     if not found.tasks:
         raise DataError(
             f"{' '.join(args.data)}: no utterance of the tasks {listing(tasks)}"
         )
+    if quick:
+        wrong = diagnosis.faults(found)
+        tables.write_table(args.faults, wrong, diagnosis.Fault)
+        for one in wrong:
+            print(f"task {one.task}: {one.why}")
+        print(f"{len(wrong)} of {len(found.tasks)} tasks have an adapter at fault")
+        return 0
     print(diagnosis.for_terminal(found))
     if args.json is not None:
         text = json.dumps(diagnosis.as_data(found), indent=2) + "\n"

@@ -3,11 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from espnet_hra.data.lists import read_entries
+from espnet_hra.files.tables import read_table
 from espnet_hra.report import examples, health, page
-from espnet_hra.report.results import FROZEN, Results, read_params
+from espnet_hra.report.diagnosis import Fault
+from espnet_hra.report.results import FROZEN, FaultyTask, Results, read_params
 from espnet_hra.report.scoring import ScoringError, errors_by_task, tabulate
 
 _EXAMPLE = """example:
@@ -19,7 +22,7 @@ _EXAMPLE = """example:
 writes results.tsv and, with the errors of each utterance, utterances.tsv for programs,
 and RESULTS.md with its pictures for people; rows of other methods, tasks, splits and
 seeds stay as they are. The exit status is 3 if a task makes far more errors than with
-the frozen backbone, or exactly as many.
+the frozen backbone, or exactly as many, or if its adapter does not work (--faults).
 """
 
 _SICK = 3
@@ -68,6 +71,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", help="the task of all utterances without utt2task")
     parser.add_argument(
         "--params", help="params.json, which training writes, for the two next counts"
+    )
+    parser.add_argument(
+        "--faults",
+        metavar="SPLIT=FILE",
+        help="what `diagnose --faults` has found on a split",
     )
     parser.add_argument("--shared_params", type=int, help="shared parameters")
     parser.add_argument("--task_params", type=int, help="parameters of each task")
@@ -123,7 +131,20 @@ def score(args: argparse.Namespace) -> Results:
                 raise ScoringError(f"{args.params} has no parameters of task {task}")
         new = tabulate(by_task, args.method, split, args.seed, shared, of_task)
         results = results.merged(new)
-    return results
+    return replace(results, faults=_faults(args))
+
+
+def _faults(args: argparse.Namespace) -> list[FaultyTask]:
+    """What was seen inside the model."""
+    if args.faults is None:
+        return []
+    ((split, path),) = _by_split([args.faults], "--faults").items()
+    if not Path(path).is_file():
+        raise ScoringError(f"--faults {args.faults}: there is no such file")
+    return [
+        FaultyTask(args.method, one.task, split, args.seed, one.why)
+        for one in read_table(path, Fault)
+    ]
 
 
 def _examples(args: argparse.Namespace) -> tuple[list[examples.Example], str]:
@@ -188,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(examples.for_terminal(shown))
     sick = [
         one
-        for one in health.sick(results.rows, results.utterances)
+        for one in health.sick(**vars(results))
         if (one.method, one.seed) == (args.method, args.seed)
     ]
     for one in sick:

@@ -10,7 +10,7 @@ from espnet2.utils.types import str2bool
 
 from espnet_hra.data.audio import AudioError, read_audio, resample
 from espnet_hra.data.requirements import requirements_from_config
-from espnet_hra.errors import one_line
+from espnet_hra.errors import NoRoomError, one_line
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -87,19 +87,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 batch.append((name, resample(*read_audio(name), rate)))
             except AudioError as e:
-                print(f"espnet-hra transcribe: {e}", file=sys.stderr)
+                _tell(str(e))
+                failed = True
+            except MemoryError:
+                _tell(f"{name} does not fit into memory: cut it where nobody speaks")
                 failed = True
         # Shorter than a window of the frontend: there is nothing to be heard in it.
         long = [w for _, w in batch if frames is None or frames(len(w)) > 0]
         decode = _measured if args.verbose else _decode
         texts = iter(decode(speech2text, long))
         for name, wave in batch:
-            text = next(texts) if frames is None or frames(len(wave)) > 0 else ""
+            text: str | NoRoomError = ""
+            if frames is None or frames(len(wave)) > 0:
+                text = next(texts)
+            if isinstance(text, NoRoomError):
+                _tell(f"{name}: {text}")
+                failed = True
+                continue
             print(text if len(args.files) == 1 else f"{name}\t{text}", flush=True)
     return int(failed)
 
 
-def _measured(speech2text, waves: list[np.ndarray]) -> Iterator[str]:
+def _tell(message: str) -> None:
+    print(f"espnet-hra transcribe: {message}", file=sys.stderr, flush=True)
+
+
+def _measured(speech2text, waves: list[np.ndarray]) -> Iterator[str | NoRoomError]:
     """Texts one by one; what the task had to do with each is said before it."""
     from espnet2.asr_transducer import utils
     from espnet2.legacy.nets.pytorch_backend.transformer import subsampling
@@ -110,15 +123,18 @@ def _measured(speech2text, waves: list[np.ndarray]) -> Iterator[str]:
         except (subsampling.TooShortUttError, utils.TooShortUttError):
             yield ""
             continue
+        except NoRoomError as e:
+            yield e
+            continue
         if found.task is None:
             said = "no task: the plain backbone"
         else:
             said = f"task {found.task}, {found.checksum}, effect {found.effect:.4f}"
-        print(f"espnet-hra transcribe: {said}", file=sys.stderr, flush=True)
+        _tell(said)
         yield found.text
 
 
-def _decode(speech2text, waves: list[np.ndarray]) -> list[str]:
+def _decode(speech2text, waves: list[np.ndarray]) -> list[str | NoRoomError]:
     """Texts of a batch; what is too short for the model is empty."""
     from espnet2.asr_transducer import utils
     from espnet2.legacy.nets.pytorch_backend.transformer import subsampling
@@ -128,6 +144,10 @@ def _decode(speech2text, waves: list[np.ndarray]) -> list[str]:
     except (subsampling.TooShortUttError, utils.TooShortUttError):
         if len(waves) == 1:
             return [""]
+        return [text for wave in waves for text in _decode(speech2text, [wave])]
+    except NoRoomError as e:
+        if len(waves) == 1:
+            return [e]
         return [text for wave in waves for text in _decode(speech2text, [wave])]
     return [speech2text.text_of(nbest) for nbest in results]
 

@@ -182,6 +182,9 @@ def _say(
             f"{number(len(report.too_long), 'utterance')} "
             f"({listing(report.too_long)}); cut them to train on them"
         )
+        if report.ok:
+            for line in report.losses():
+                print(f"{said}{line.strip()}")
     if report.ok:
         if name or args.out_dir is None:
             print(f"{said}{report.summary()}")

@@ -115,8 +115,21 @@ def check(
             report.samples[utterance] = length
             if utterance in tokens:
                 report.tokens[utterance] = len(tokens[utterance])
+    if task_list is not None:
+        report.tasks = _shares(task_list, report)
     _warn_of_length(audio_list.path, report, rate)
     return report
+
+
+def _shares(tasks: KaldiList, report: Report) -> dict[str, tuple[int, int]]:
+    """The good utterances of each task, and all."""
+    every = Counter(
+        name for name in tasks.entries.values() if TASK_NAME.fullmatch(name)
+    )
+    good = Counter(
+        name for utterance, name in tasks.entries.items() if utterance in report.samples
+    )
+    return {name: (good[name], count) for name, count in every.items()}
 
 
 def _warn_of_length(path: object, report: Report, rate: int) -> None:

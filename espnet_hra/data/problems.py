@@ -35,6 +35,7 @@ class Report:
         unknown_tokens: For every token that the model does not know, the number of
             utterances that have it.
         too_long: The utterances that were left out as they are too long.
+        tasks: How many utterances of each task are good, and how many it has.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Report:
     bad: set[str] = field(default_factory=set)
     unknown_tokens: dict[str, int] = field(default_factory=dict)
     too_long: list[str] = field(default_factory=list)
+    tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -88,9 +90,38 @@ class Report:
                     lines.append(f"  ... and {len(problems) - len(shown):,} more")
                 lines.append(f"  Remedy: {remedy}")
             lines.append("")
+        if losses := self.losses(limit):
+            lines += ["What the good utterances alone leave of each task:", *losses, ""]
         lines.append(self.summary())
         # An id or a path may hold control characters, which a terminal would obey.
         return "\n".join(map(_printable, lines))
+
+    @property
+    def lost(self) -> list[str]:
+        """The tasks of which no utterance is good, sorted."""
+        return sorted(name for name, (good, _) in self.tasks.items() if not good)
+
+    def losses(self, limit: int | None = 20) -> list[str]:
+        """What each task loses, a line each, those that lose all first.
+
+        Args:
+            limit: How many tasks to write out that keep something; None for all.
+        """
+        lines = [
+            f"  {name}: nothing; all of its {number(self.tasks[name][1], 'utterance')} "
+            "are bad or left out, and it is not in this set any more"
+            for name in self.lost
+        ]
+        some = [
+            f"  {name}: {good:,} of {number(every, 'utterance')}"
+            for name, (good, every) in sorted(self.tasks.items())
+            if 0 < good < every
+        ]
+        shown = some[:limit]
+        lines += shown
+        if len(shown) < len(some):
+            lines.append(f"  ... and {len(some) - len(shown):,} more that lose some")
+        return lines
 
     def summary(self) -> str:
         """The totals, in one line."""

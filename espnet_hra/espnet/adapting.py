@@ -27,6 +27,7 @@ from espnet_hra.espnet import (
     params,
     prompts,
     registry,
+    resuming,
     starting,
     whisper_training,
 )
@@ -291,9 +292,20 @@ class Adapting(AbsTask):
     def build_optimizers(
         cls, args: argparse.Namespace, model: Any
     ) -> list[torch.optim.Optimizer]:
-        """As ESPnet; the last step before training prepares the model for it."""
+        """As ESPnet; the last step before training prepares the model for it.
+
+        Raises:
+            ConfigError: A training in the folder cannot be resumed.
+        """
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
         whisper_training.quicken(model, on_cpu=args.ngpu == 0)
+        earlier = None
+        if args.resume and not args.collect_stats:
+            # ESPnet would write its configuration over that of the earlier training,
+            # and find out afterwards.
+            earlier = resuming.Earlier.read(Path(args.output_dir))
+            if earlier is not None:
+                earlier.check_model(model)
         if isinstance(model.encoder, AdaptedEncoder) and not args.collect_stats:
             cls.begin_training(args, model)
             # A mixed batch uses some heads only.
@@ -302,6 +314,8 @@ class Adapting(AbsTask):
         if isinstance(model.encoder, AdaptedEncoder):
             for optimizer in optimizers:
                 rates.apply(optimizer, model.encoder)
+        if earlier is not None:
+            earlier.check_optimizers(optimizers)
         return optimizers
 
     @classmethod

@@ -1,25 +1,30 @@
 """Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from espnet2.bin import asr_inference
+from espnet2.torch_utils.device_funcs import release_accelerator_memory
 
 from espnet_hra.encoder import selection
-from espnet_hra.errors import ConfigError, DataError, TaskError
+from espnet_hra.errors import ConfigError, NoRoomError, TaskError
 from espnet_hra.espnet.decoding import NO_LANGUAGE, Decoding, NBest
 from espnet_hra.espnet.inputs import (
     Wave,
     as_wave,
     as_waves,
     batch_names,
+    in_memory,
     out_of_memory,
 )
 from espnet_hra.espnet.models import opened
 from espnet_hra.espnet.whisper import without_weights
 from espnet_hra.espnet.whisper_reader import WhisperReader, reads_with_whisper
+
+logger = logging.getLogger(__name__)
 
 
 class Speech2Text(Decoding, asr_inference.Speech2Text):
@@ -129,7 +134,8 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
                 waves: list[Any] = [wave]
                 spoken = None if utt2lang is None else torch.as_tensor(utt2lang)[None]
                 return self.batch_decode(waves, utt2lang=spoken)[0]
-            return super().__call__(wave)
+            with in_memory(len(wave)):
+                return super().__call__(wave)
 
     @torch.no_grad()
     def hear_languages(self, speech: Sequence[Wave]) -> list[str]:
@@ -171,6 +177,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
 
         Returns:
             One n-best list per utterance, in the given order.
+
+        Raises:
+            NoRoomError: One does not fit into memory, not even alone.
         """
         waves = as_waves(speech, speech_lengths)
         with self._request(utt2task, utt2task_lengths) as choice:
@@ -184,7 +193,8 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             if self.ctc_greedy:
                 return self._split_if_too_large(self._greedy, waves, choice)
             if choice is None or isinstance(choice, str):
-                return super().batch_decode(waves)  # one task: nothing to mix up
+                # One task: nothing to mix up.
+                return self._split_if_too_large(super().batch_decode, waves, choice)
             return self._split_if_too_large(self._search, waves, choice)
 
     def _split_if_too_large(
@@ -213,21 +223,27 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             if not out_of_memory(e):
                 raise
             if len(waves) == 1:
-                raise DataError(
-                    f"an utterance of {len(waves[0]):,} samples does not fit into "
-                    "memory: cut it where nobody speaks, and decode the parts"
-                ) from e
+                raise NoRoomError(len(waves[0])) from e
+        # What was computed so far is kept by the error, which is gone from here on.
+        release_accelerator_memory()
         half = (len(waves) + 1) // 2
-        return [
-            result
-            for part in (slice(None, half), slice(half, None))
-            for result in self._split_if_too_large(
-                decode,
-                waves[part],
-                choice if names is None else names[part],
-                *(other[part] for other in others),
-            )
-        ]
+        logger.warning(
+            f"memory ran out with {len(waves)} utterances of up to "
+            f"{max(map(len, waves)):,} samples: decoding {half} at once"
+        )
+        results = []
+        for part in (slice(None, half), slice(half, None)):
+            try:
+                results += self._split_if_too_large(
+                    decode,
+                    waves[part],
+                    choice if names is None else names[part],
+                    *(other[part] for other in others),
+                )
+            except NoRoomError as e:
+                place = e.index + (part.start or 0)
+                raise NoRoomError(e.samples, place, len(waves)) from e
+        return results
 
     def _encode(self, waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder output (b, frames, d) and its lengths (b)."""

@@ -8,8 +8,15 @@ from espnet2.bin import s2t_inference, slu_inference, st_inference
 from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder import selection
+from espnet_hra.errors import NoRoomError
 from espnet_hra.espnet.decoding import Decoding, NBest
-from espnet_hra.espnet.inputs import Wave, as_wave, as_waves, check_tags
+from espnet_hra.espnet.inputs import (
+    Wave,
+    as_wave,
+    as_waves,
+    check_tags,
+    in_memory,
+)
 
 
 class OneByOne(Decoding):
@@ -40,6 +47,7 @@ class OneByOne(Decoding):
 
         Raises:
             TaskError: A task is unknown, or none was chosen among several.
+            NoRoomError: An utterance does not fit into memory.
         """
         given = self._given(utt2task, task)
         if given is not None:
@@ -48,13 +56,18 @@ class OneByOne(Decoding):
         if isinstance(speech, list | tuple):
             with self._request(None, None) as choice:
                 found = []
-                for wave, name in zip(speech, self._names(choice, len(speech))):
+                waves = [as_wave(wave) for wave in speech]
+                names = self._names(choice, len(waves))
+                for i, (wave, name) in enumerate(zip(waves, names)):
                     with selection.block(self.model.encoder, name):
-                        found.append(self._decode(as_wave(wave), *args, **kwargs))
+                        try:
+                            found.append(self._alone(wave, *args, **kwargs))
+                        except NoRoomError as e:
+                            raise NoRoomError(e.samples, i, len(waves)) from e
                 return found
         wave = as_wave(speech)
         with self._request(None, None):
-            return self._decode(wave, *args, **kwargs)
+            return self._alone(wave, *args, **kwargs)
 
     def batch_decode(
         self,
@@ -88,6 +101,10 @@ class OneByOne(Decoding):
         if choice is None or isinstance(choice, str):
             return [choice] * size
         return self.model.encoder.tasks_of_batch(size)
+
+    def _alone(self, wave: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        with in_memory(len(wave)):
+            return self._decode(wave, *args, **kwargs)
 
     def _decode(self, wave: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """One utterance, with the task in force."""

@@ -1,14 +1,15 @@
 """What users hand over to be decoded, and what is refused."""
 
+import contextlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from espnet2.torch_utils.device_funcs import is_out_of_memory_error
 
-from espnet_hra.errors import ConfigError, DataError, TaskError
+from espnet_hra.errors import ConfigError, DataError, NoRoomError, TaskError
 from espnet_hra.espnet.model import decode_names, encode_name
 from espnet_hra.names import listing
 
@@ -110,9 +111,34 @@ def as_waves(speech: Any, lengths: Any = None) -> list[torch.Tensor]:
     return [as_wave(w[:n]) for w, n in zip(speech, torch.as_tensor(lengths).tolist())]
 
 
-def out_of_memory(error: Exception) -> bool:
+#: What torch and the libraries below it say where the processor's memory runs out.
+_NO_ROOM = ("can't allocate memory", "bad_alloc", "could not create a memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the processor."""
-    return is_out_of_memory_error(error) or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or is_out_of_memory_error(error)
+        or any(words in str(error) for words in _NO_ROOM)
+    )
+
+
+@contextlib.contextmanager
+def in_memory(samples: int) -> Iterator[None]:
+    """A block that decodes one utterance, of so many samples.
+
+    Raises:
+        NoRoomError: Memory runs out in it.
+    """
+    try:
+        yield
+    except NoRoomError:
+        raise
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        raise NoRoomError(samples) from e
 
 
 def named(utt2task: str | Wave | Sequence[str | Wave]) -> str | list[str]:

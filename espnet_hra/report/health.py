@@ -2,13 +2,15 @@
 
 A rate that was too high, a head that diverged, data of another language: training ends
 as if all were well, and a mean over tasks hides it. So each adapted task is compared
-with the frozen backbone, on the development set if both have it.
+with the frozen backbone, on the development set if both have it. What was seen inside
+the model (``espnet-hra diagnose --faults``) comes on top: a controller that is dead or
+saturated, an adapter without an effect.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from espnet_hra.report.results import FROZEN, Row, Utterance
+from espnet_hra.report.results import FROZEN, FaultyTask, Row, Utterance
 
 #: A task is worse that makes so many errors more, at least, and this share.
 _LEAST, _SHARE = 10, 0.1
@@ -39,12 +41,17 @@ class Sick:
         )
 
 
-def sick(rows: Sequence[Row], utterances: Sequence[Utterance]) -> list[Sick]:
+def sick(
+    rows: Sequence[Row],
+    utterances: Sequence[Utterance],
+    faults: Sequence[FaultyTask] = (),
+) -> list[Sick]:
     """The tasks that need a look.
 
     Args:
         rows: Of ``results.tsv``.
         utterances: Of ``utterances.tsv``: the errors are counted there.
+        faults: Of ``faults.tsv``: what was seen inside the model.
     """
     errors: dict[tuple[str, int, str, str], list[int]] = {}
     for one in utterances:
@@ -82,7 +89,9 @@ def sick(rows: Sequence[Row], utterances: Sequence[Utterance]) -> list[Sick]:
         else:
             continue
         found.append(Sick(method, seed, task, split, why))
-    return found
+    return found + [
+        Sick(one.method, one.seed, one.task, one.split, one.why) for one in faults
+    ]
 
 
 def section(found: Sequence[Sick]) -> str:

@@ -160,7 +160,7 @@ def write(
         opening.rstrip() + "\n",
         BEGIN,
         _explanation(found),
-        *filter(None, [health.section(health.sick(results.rows, results.utterances))]),
+        *filter(None, [health.section(health.sick(**vars(results)))]),
         *shown,
         comparison(found, against, split, samples),
         rate_tables(results.rows),

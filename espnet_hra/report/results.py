@@ -1,4 +1,4 @@
-"""The two tables of results: ``results.tsv`` and ``utterances.tsv``."""
+"""The tables of results: ``results.tsv``, ``utterances.tsv`` and ``faults.tsv``."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from espnet_hra.files.tables import read_table, write_table
 #: The method of the frozen backbone's rows.
 FROZEN = "none"
 
-#: The names of the two tables.
-TSV, UTTERANCES = "results.tsv", "utterances.tsv"
+#: The names of the tables.
+TSV, UTTERANCES, FAULTS = "results.tsv", "utterances.tsv", "faults.tsv"
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,23 @@ class Utterance(_Line):
 
 
 @dataclass(frozen=True)
+class FaultyTask(_Line):
+    """One line of ``faults.tsv``: a task whose adapter does not work.
+
+    Attributes:
+        why: What is wrong, for people.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Results:
-    """All lines of both tables."""
+    """All lines of the tables; most runs have no faults, and no file of them."""
 
     rows: Sequence[Row]
     utterances: Sequence[Utterance]
+    faults: Sequence[FaultyTask] = ()
 
     @property
     def split(self) -> str:
@@ -102,18 +114,27 @@ class Results:
         """
         folder = Path(folder)
         return cls(
-            read_table(folder / TSV, Row), read_table(folder / UTTERANCES, Utterance)
+            read_table(folder / TSV, Row),
+            read_table(folder / UTTERANCES, Utterance),
+            read_table(folder / FAULTS, FaultyTask),
         )
 
     def merged(self, new: "Results") -> "Results":
         """These lines with newer ones, see :func:`merge`."""
+        # A system that was trained anew has none of the faults that it had.
+        systems = {(row.method, row.seed) for row in new.rows}
+        kept = [one for one in self.faults if (one.method, one.seed) not in systems]
         return Results(
-            merge(self.rows, new.rows), merge(self.utterances, new.utterances)
+            merge(self.rows, new.rows),
+            merge(self.utterances, new.utterances),
+            [*kept, *new.faults],
         )
 
     def write(self, folder: PathLike) -> None:
-        """Write both tables."""
+        """Write the tables."""
         folder = Path(folder)
+        if self.faults or (folder / FAULTS).exists():
+            write_table(folder / FAULTS, self.faults, FaultyTask)
         write_table(folder / UTTERANCES, self.utterances, Utterance)
         write_table(folder / TSV, self.rows, Row)
 

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from espnet_hra.errors import TaskError, UserError
+from espnet_hra.errors import NoRoomError, TaskError, UserError
 from espnet_hra.names import TASK_NAME, listing
 from espnet_hra.serve.auto import Choice, choose
 from espnet_hra.serve.batcher import Batcher, ClosedError
@@ -110,6 +110,8 @@ class Transcriber:
             if gone:
                 raise self.unknown(model) from e
             raise Problem(422, str(e), "model", "task_unusable") from e
+        except NoRoomError as e:
+            raise Problem(413, str(e), "file", "out_of_memory") from e
         except UserError as e:
             raise Problem(400, str(e)) from e
 

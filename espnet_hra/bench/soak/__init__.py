@@ -19,6 +19,7 @@ PARTS = {
     "recipe": ("kills of the recipe on mini AN4", 50),
     "adapt": ("kills of adapt", 10),
     "tasks": ("kills of tasks add, import and remove", 50),
+    "disk": ("times that the disk is full, at each stage of the recipe", 2),
     "load": ("minutes of requests while tasks change", 60),
     "damage": ("damaged files of each kind", 10_000),
 }

@@ -60,6 +60,7 @@ class Recipe:
         work: Where results go.
         hook: Where its changes to files are counted.
         env: Variables that its runs need.
+        top: The folder as its runs see it, which stands in their lists.
     """
 
     def __init__(self, folder: Path, options: Sequence[str] = ()):
@@ -68,7 +69,7 @@ class Recipe:
         self.options = tuple(options)
         self.groups: list[Group] = []
 
-        self.folder = folder
+        self.folder, self.top = folder, str(folder)
         self.script = folder / "recipe" / "run.sh"
         self.work = folder / "exp" / "mini_an4"
         hook = folder / "hook"
@@ -353,14 +354,13 @@ def _results(recipe: Recipe) -> dict[str, dict[str, Any]]:
     models = [*work.glob("asr_*/*.pth"), *work.glob("backbone/*.pth")]
     # A checkpoint also says how long each epoch took.
     models = [path for path in models if path.name != "checkpoint.pth"]
-    top = str(recipe.folder)
 
     def key(path: Path) -> str:
         return str(path.relative_to(recipe.folder))
 
     def content(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="surrogateescape").replace(
-            top, ""
+            recipe.top, ""
         )
 
     def read(paths: list[Path]) -> dict[str, Any]:
