@@ -12,7 +12,7 @@ from espnet_hra.serve.auto import choose
 from espnet_hra.serve.cutting import pieces
 from espnet_hra.serve.engine import Heard
 from espnet_hra.serve.formats import FORMATS, Segment, Transcript
-from espnet_hra.serve.lengths import SECONDS, Steps
+from espnet_hra.serve.lengths import group, lengthened
 
 RATE = 16_000
 
@@ -62,14 +62,16 @@ def test_subtitles_of_an_hour_leave_out_what_is_silent():
     assert "01:00:00.000 --> 01:01:01.500" in FORMATS["vtt"][0](transcript)
 
 
-def test_fixed_lengths_end_with_the_longest():
-    steps = Steps(RATE, 29 * RATE)
-    assert len(steps.padded(np.zeros(10))) == SECONDS[0] * RATE
-    assert len(steps.padded(np.zeros(28 * RATE))) == 29 * RATE
-    assert len(steps.padded(np.zeros(29 * RATE))) == 29 * RATE
-    least = Steps(RATE, 29 * RATE, least=10 * RATE)
-    assert len(least.padded(np.zeros(10))) == 10 * RATE
-    assert len(least.padded(np.zeros(11 * RATE))) == 12 * RATE
+def test_silence_is_added_up_to_the_least_length_only():
+    assert len(lengthened(np.ones(10), 16)) == 16
+    assert lengthened(np.ones(10), 16).sum() == 10
+    assert len(lengthened(np.ones(20), 16)) == 20
+
+
+def test_pieces_of_about_the_same_length_are_together():
+    assert group(4 * RATE) == group(int(4.3 * RATE))
+    assert group(4 * RATE) != group(8 * RATE)
+    assert group(0) == group(1)
 
 
 def test_the_surest_task_is_taken_if_it_beats_the_base_by_the_threshold():
