@@ -22,7 +22,7 @@ from espnet_hra.data.checks import add_skip_bad
 from espnet_hra.encoder import attention_decoder, rates
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
-from espnet_hra.espnet import ctc, params, prompts, registry, starting
+from espnet_hra.espnet import ctc, params, prompts, registry, starting, voices
 from espnet_hra.espnet.base import open_base, read_config, token_hash
 from espnet_hra.espnet.checking import (
     check_data,
@@ -365,6 +365,8 @@ class Adapting(AbsTask):
         if problems:
             raise BaseModelError(f"{model_file} does not fit {config_file}: {problems}")
         model.load_state_dict(found, strict=not prefix)
+        if prefix:
+            voices.attach(model, Path(model_file).parent)
         return _with_surroundings(model, args).to(device), args
 
 

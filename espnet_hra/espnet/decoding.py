@@ -365,8 +365,9 @@ class Decoding:
     ) -> Iterator[selection.Choice]:
         """A block in which neither the choice nor a chosen task changes.
 
-        Nor does an utterance change another one's features. Encoder, CTC and search use the tasks one after the other, and other threads may
-        choose, replace or remove tasks in the meantime.
+        Nor does an utterance change another one's features. Encoder, CTC and search use
+        the tasks one after the other, and other threads may choose, replace or remove
+        tasks in the meantime.
 
         Args:
             names: The batch's task names as the data loader gives them; None for the

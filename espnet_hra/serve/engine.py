@@ -7,7 +7,7 @@ batch uses of its tasks is fetched once, at its beginning.
 import contextlib
 import itertools
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,10 @@ from espnet_hra.encoder import selection
 from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.inputs import encoded_names
+from espnet_hra.espnet.voices import beginning, heard
 from espnet_hra.serve import lengths
 from espnet_hra.tasks.store import TaskStore
+from espnet_hra.tasks.voice import Voice, comparable
 
 #: What is softer throughout is silence, in dB of full scale; no model is asked.
 _SILENT_DB = -70
@@ -42,6 +44,34 @@ class Job:
     wave: np.ndarray
     task: str | None = None
     language: str = ""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A piece of a recording of which is asked whose voice it is.
+
+    Attributes:
+        wave: Its samples at the engine's rate, (samples).
+        candidates: The tasks to choose from.
+    """
+
+    wave: np.ndarray
+    candidates: tuple[str, ...]
+    task: None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was found for a :class:`Listening`.
+
+    Attributes:
+        voices: Of the candidates; None where one has none.
+        values: What the plain base makes of the recording, (values); None where
+            nothing is said, or there is nothing to compare it with.
+    """
+
+    voices: Mapping[str, Voice] | None
+    values: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +126,7 @@ class Engine:
         self.rate, self._frames = requirements.sample_rate, requirements.frames
         self.store: TaskStore | None = speech2text.store
         self._lock = threading.Lock()
+        self._voices: dict[str, tuple[str, Voice]] = {}
         whisper = speech2text.whisper
         #: Least samples that are decoded without a task.
         self._least = 0
@@ -178,16 +209,20 @@ class Engine:
 
     # ------------------------------------------------------------------- decoding
 
-    def group(self, job: Job) -> Hashable:
+    def group(self, job: Job | Listening) -> Hashable:
         """Jobs with equal answers may share a batch."""
+        if isinstance(job, Listening):
+            return "voices"
         return job.task is None, lengths.group(len(self._samples(job)))
 
     def _samples(self, job: Job) -> np.ndarray:
         """What is decoded for a job, alone or not."""
         return lengths.lengthened(job.wave, self._least if job.task is None else 0)
 
-    def decode(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
-        """Decode a batch of one group.
+    def decode(
+        self, jobs: Sequence[Job | Listening]
+    ) -> list[Heard | Compared | Exception]:
+        """Decode a batch of one group, or listen to it.
 
         One thread at a time computes; others wait.
 
@@ -197,6 +232,36 @@ class Engine:
         Returns:
             For each job what was heard, or why it was not.
         """
+        listening = [job for job in jobs if isinstance(job, Listening)]
+        if listening:
+            with self._lock, self._held():
+                return [self._compared(job) for job in listening]
+        return [*self._decoded([job for job in jobs if isinstance(job, Job)])]
+
+    def _compared(self, job: Listening) -> Compared | Exception:
+        try:
+            voices = {name: self._voice(name) for name in job.candidates}
+            known = {n: voice for n, voice in voices.items() if voice is not None}
+            if len(known) < len(voices) or not comparable(known.values()):
+                return Compared(None)
+            if self._nothing_said(job.wave):
+                return Compared(known)
+            wave = beginning(job.wave, self.rate)
+            return Compared(known, heard(self._speech2text.model, wave))
+        except Exception as e:  # of one recording or task, not of the others
+            return e
+
+    def _voice(self, name: str) -> Voice | None:
+        """The voice of a task, if its file has one. Errors as of a task's file."""
+        text = self.encoder.task_info(name).get("voice")
+        if text is None:
+            return None
+        known = self._voices.get(name)
+        if known is None or known[0] != text:
+            known = self._voices[name] = (text, Voice.read(text))
+        return known[1]
+
+    def _decoded(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
         results: list[Heard | Exception | None] = [None] * len(jobs)
         # Not inference_mode: Whisper keeps its filters for the whole process, and a
         # training in it could not use them.
@@ -224,9 +289,12 @@ class Engine:
                     pass
         except TaskError as e:
             return e
-        if self._frames is not None and self._frames(len(job.wave)) <= 0:
-            return Heard("")
-        return Heard("") if is_silent(job.wave, self.rate) else None
+        return Heard("") if self._nothing_said(job.wave) else None
+
+    def _nothing_said(self, wave: np.ndarray) -> bool:
+        if self._frames is not None and self._frames(len(wave)) <= 0:
+            return True
+        return is_silent(wave, self.rate)
 
     def _safely(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
         """Decode; if that fails in company, each alone."""
