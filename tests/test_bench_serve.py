@@ -23,13 +23,13 @@ from espnet_hra.serve.engine import Heard
 pytest.importorskip("fastapi")
 
 
-def utterance(task, said, **heard):
+def utterance(task, said, away=None, **heard):
     """What candidates heard: a text and a confidence each; `base` is the base."""
     found = {
         None if name == "base" else name: Heard(text, score=sure, steps=1)
         for name, (text, sure) in heard.items()
     }
-    return Utterance("u", task, said, found, 1.0, 3.0)
+    return Utterance("u", task, said, found, away, 1.0, 3.0)
 
 
 DATA = [
@@ -50,8 +50,36 @@ def test_the_choice_is_compared_with_the_base_and_with_the_true_names():
     assert auto.wer(DATA, 0.2) == 0
     assert 0.1 < auto.best_threshold(DATA) <= 0.6
     told = auto.summary(DATA, 0.2)
-    assert "0.00 % with auto (-100.0 %) at threshold +0.20" in told
-    assert "the true task was taken 2 times, the base 1" in told
+    assert "at threshold +0.20" in told and "0.00 % with auto (-100.0 %" in told
+    assert "the true task was taken 2 times, the base 1, another 0" in told
+
+
+def test_voices_are_told_at_the_distance_that_the_dev_set_keeps():
+    data = [
+        utterance("a", "one", {"a": 1.0 + i / 1000, "b": 3.0}, a=("one", 0))
+        for i in range(200)
+    ]
+    # One in a hundred may be lost: of 200 the two that are farthest.
+    assert auto.least_distance(data) == pytest.approx(1.20)
+    assert auto.least_distance([*data, utterance("a", "x", {"a": 9.0})]) < 1.21
+    told = auto.summary(data, 1.1)
+    assert "the true task was taken 101 times, the base 99, another 0" in told
+    assert "WER" not in told  # with the base nothing was decoded
+    assert "WER 0.00 % with the name, 0.00 % with auto (from 0)" in auto.summary(
+        data, 1.2
+    )
+
+
+def test_the_interval_is_of_the_paired_difference():
+    good = {"a": 1.0, "b": 2.0}
+    wrong = {"a": 2.0, "b": 1.0}
+    read = {"a": ("one two tree", 0), "b": ("x", 0)}
+    same = [utterance("a", "one two three", good, **read)] * 20
+    assert auto.relative(same, 1.5) == (0, 0)
+    # Half of them with the other task: three errors for one, +100 % in all.
+    half = same[:10] + [utterance("a", "one two three", wrong, **read)] * 10
+    low, high = auto.relative(half, 1.5)
+    assert 40 < low < 100 < high < 160
 
 
 def test_the_table_of_a_load_is_that_of_its_blocks():
@@ -78,10 +106,27 @@ def test_auto_decodes_a_folder_with_all_tasks(an4, base, tmp_path, capsys):
     options += ["--dev", str(an4["train"]), "--limit", "2", "--out", str(out)]
     assert auto.main(options) == 0
     printed = capsys.readouterr().out
-    assert "with auto among 2 tasks" in printed and "at threshold" in printed
+    assert "by confidence" in printed and "with auto among 2 tasks" in printed
+    with pytest.raises(DataError, match="a task has no voice"):
+        auto.main([*options, "--by", "voice"])
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    assert [row["candidate"] for row in rows] == ["base", "female", "male"] * 2
+    assert len(rows) == 2 and {row["chosen"] for row in rows} <= {
+        "base",
+        "female",
+        "male",
+    }
+    # With voices it listens once, and strangers are told.
+    words = ["tasks", "voice", str(an4["train"]), "--model", str(exp)]
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 0
+    assert auto.main([*options, "--other", str(an4["test"])]) == 0
+    printed = capsys.readouterr().out
+    assert "by voice, an utterance takes" in printed
+    assert "utterances of none of the tasks; the base was taken" in printed
+    assert auto.main([*options, "--by", "confidence"]) == 0
+    assert "by confidence, an utterance takes" in capsys.readouterr().out
     (an4_copy := tmp_path / "data").mkdir()
     for name in ("wav.scp", "text"):
         (an4_copy / name).write_text((an4["train"] / name).read_text())

@@ -8,11 +8,14 @@ import subprocess
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from adaptations import TASKS, make_adaptation, waves
 from serving import TOKEN, ask, serving, write
 
 import espnet_hra
+from espnet_hra import cli
 from espnet_hra.serve.engine import Engine
+from espnet_hra.tasks import file as taskfile
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
@@ -376,6 +379,88 @@ def test_auto_abstains_below_its_threshold_and_takes_candidates(
         assert answer.json()["text"] == expected[0, CARLO]
         answer = ask(url, recordings[0], "auto")
         assert answer.status_code == 400 and "auto:NAME,NAME" in answer.text
+
+
+@pytest.fixture(scope="module")
+def voiced(base, an4, tmp_path_factory):
+    """A model whose tasks' voices are known: of her, and of a hum."""
+    folder = tmp_path_factory.mktemp("voiced")
+    exp = make_adaptation(folder / "exp", base)
+    wave = next(iter(waves(an4["train"]).values()))
+    hum = 0.3 * np.sin(np.arange(16_000) * 2 * np.pi * 150 / 16_000)
+    lines, tasks = [], []
+    for i in range(4):
+        for task, part in ((FEMALE, wave[i * 2000 :][:16_000]), (CARLO, hum[i * 99 :])):
+            path = write(folder / f"{task}{i}.wav", part)
+            lines.append(f"{task}{i} {path}\n")
+            tasks.append(f"{task}{i} {task}\n")
+    (folder / "wav.scp").write_text("".join(lines))
+    (folder / "utt2task").write_text("".join(tasks))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["tasks", "voice", str(folder), "--model", str(exp)])
+    assert end.value.code == 0
+    return (
+        exp,
+        write(folder / "she.wav", wave[9000:24_000]),
+        write(folder / "hum.wav", hum[500:]),
+    )
+
+
+def test_auto_takes_the_task_whose_voice_is_nearest(voiced):
+    exp, she, hum = voiced
+    engine = Engine.open(str(exp))
+    alone = espnet_hra.Speech2Text.from_pretrained(str(exp), ctc_greedy=True)
+    with serving(engine, auto_distance=100.0) as url:
+        for path, task in ((she, FEMALE), (hum, CARLO)):
+            answer = ask(url, path, "auto", response_format="verbose_json")
+            assert answer.headers["X-Model"] == task
+            told = answer.json()["hra"]
+            assert (told["by"], told["model"], told["abstained"]) == (
+                "voice",
+                task,
+                False,
+            )
+            assert min(told["distance"], key=told["distance"].get) == task
+            wave = soundfile.read(path, dtype="float32")[0]
+            assert answer.json()["text"] == _alone(alone, wave, task)
+        quiet = write(she.parent / "quiet.wav", np.zeros(16_000))
+        assert ask(url, quiet, "auto").headers["X-Model"] == "small"
+    with serving(engine, auto_distance=0.01) as url:
+        answer = ask(url, she, "auto", response_format="verbose_json")
+        assert (
+            answer.headers["X-Model"] == "small" and answer.json()["hra"]["abstained"]
+        )
+        wave = soundfile.read(she, dtype="float32")[0]
+        assert answer.json()["text"] == _alone(alone, wave, None)
+
+
+def test_a_voice_travels_with_its_task(voiced, base, tmp_path):
+    """From beside the checkpoint into a file, and from there to another model."""
+    exp, she, _ = voiced
+    file = tmp_path / "f.safetensors"
+    with pytest.raises(SystemExit) as end:
+        cli.main(["tasks", "export", FEMALE, "--model", str(exp), "--out", str(file)])
+    assert end.value.code == 0
+    engine = Engine.open(str(exp))
+    own = engine.encoder.task_info(FEMALE)["voice"]
+    assert taskfile.describe(file)["voice"] == own
+    other = Engine.open(str(make_adaptation(tmp_path / "other", base)))
+    assert "voice" not in other.encoder.task_info(FEMALE)
+    with serving(other) as url:
+        # Without voices the decoders' confidence decides, and the answer says so.
+        answer = ask(url, she, "auto", response_format="verbose_json").json()
+        assert answer["hra"]["by"] == "confidence"
+        for name, content in ((FEMALE, file.read_bytes()),):
+            assert put(url, name, content).status_code == 200
+        answer = ask(url, she, f"auto:{FEMALE}", response_format="verbose_json").json()
+        assert answer["hra"]["by"] == "voice"
+
+
+def test_a_damaged_file_of_voices_is_said(voiced, tmp_path):
+    exp = shutil.copytree(voiced[0], tmp_path / "exp")
+    (exp / "voices.json").write_text("{}")
+    with pytest.raises(espnet_hra.TaskError, match="not a readable file of voices"):
+        Engine.open(str(exp))
 
 
 def test_a_client_that_sends_nothing_more_is_let_go(engine):

@@ -15,10 +15,8 @@ import espnet_hra
 from espnet_hra.errors import ConfigError
 from espnet_hra.espnet import padding
 from espnet_hra.espnet.whisper import without_weights
-from espnet_hra.serve import engine as engine_module
 from espnet_hra.serve.batcher import Batcher, ClosedError
 from espnet_hra.serve.engine import Engine, Heard, Job
-from espnet_hra.serve.lengths import Alike, Equal, Steps
 
 pytest.importorskip("fastapi")
 
@@ -70,7 +68,6 @@ def in_batches(engine, jobs, size=8):
 
 def test_ctc_texts_are_those_of_speech2text_alone(engine, exp, parts):
     jobs = jobs_of(parts)
-    assert isinstance(engine._lengths, Alike)
     found, sizes = in_batches(engine, jobs)
     assert max(sizes) >= 4
     alone = espnet_hra.Speech2Text.from_pretrained(str(exp), ctc_greedy=True)
@@ -80,13 +77,15 @@ def test_ctc_texts_are_those_of_speech2text_alone(engine, exp, parts):
         assert heard.score == pytest.approx(float(hypothesis.score), abs=1e-2)
 
 
-def test_a_padded_frontend_is_noticed(exp, parts, monkeypatch):
-    """Why the frontend takes them one by one; else only equals are together."""
-    monkeypatch.setattr(padding, "one_by_one", lambda model: None)
+def test_an_encoder_that_hears_padding_gets_equal_lengths_only(exp, parts, monkeypatch):
+    """As if the frontend let the zeros behind a recording in."""
+    monkeypatch.setattr(padding, "prepare", lambda model: None)
     engine = Engine.open(str(exp))
-    assert isinstance(engine._lengths, Equal)
+    assert not engine._speech2text.encoder_masks
+    assert "only recordings of equal length" in engine.about
     jobs = jobs_of(parts)
-    found, _ = in_batches(engine, jobs)
+    found, sizes = in_batches(engine, jobs)
+    assert max(sizes) >= 4
     for job, heard in zip(jobs, found):
         assert engine.decode([job])[0].ids == heard.ids
 
@@ -94,7 +93,7 @@ def test_a_padded_frontend_is_noticed(exp, parts, monkeypatch):
 def test_close_decisions_are_made_alone(engine, parts, monkeypatch):
     jobs = [replace(job, wave=parts[0]) for job in jobs_of(parts[:3])]
     assert not any(heard.alone for heard in engine.decode(jobs[:1]))
-    monkeypatch.setattr(engine_module, "SAFE", 1e9)
+    monkeypatch.setattr(padding, "SAFE", 1e9)
     again = engine.decode(jobs)
     assert all(heard.alone for heard in again)
     for job, heard in zip(jobs, again):
@@ -147,7 +146,6 @@ def whisper(whisper_exp):
 
 
 def test_whispers_texts_are_those_of_requests_alone(whisper, parts):
-    assert isinstance(whisper._lengths, Steps)
     jobs = [
         replace(job, language=code)
         for job, code in zip(jobs_of(parts[:14]), ["", "de", "en"] * 5)
@@ -161,18 +159,17 @@ def test_whispers_texts_are_those_of_requests_alone(whisper, parts):
     assert len({heard.ids for heard in found}) > 1
 
 
-def test_whisper_reads_a_recording_with_silence_up_to_the_next_length(
+def test_whisper_reads_as_speech2text_does_and_its_base_with_silence(
     whisper, whisper_exp, parts
 ):
-    wave = parts[0]
-    length = whisper.group(Job(wave, CARLO))[1]
-    assert length >= len(wave)
-    assert whisper.group(Job(np.zeros(length), CARLO))[1] == length
-    # Without a task it is Whisper itself, which needs more.
-    assert whisper.group(Job(wave))[1] == 10 * whisper.rate
     plain = espnet_hra.Speech2Text.from_pretrained(str(whisper_exp))
-    expected = plain(np.pad(wave, (0, length - len(wave))), task=CARLO)[0]
-    assert list(whisper.decode([Job(wave, CARLO)])[0].ids) == expected[2]
+    for wave in parts[:3]:
+        expected = plain(wave, task=CARLO)[0]
+        assert list(whisper.decode([Job(wave, CARLO)])[0].ids) == expected[2]
+        # Without a task it is Whisper itself, which needs more silence.
+        longer = np.pad(wave, (0, 10 * whisper.rate - len(wave)))
+        plain.set_task(None)
+        assert list(whisper.decode([Job(wave)])[0].ids) == plain(longer)[0][2]
 
 
 def test_languages_that_whisper_does_not_know_are_refused(whisper, engine):
@@ -223,4 +220,4 @@ def test_rounding_is_far_below_what_counts_as_close(engine, parts):
         with speech2text.model.encoder.use_task(FEMALE):
             one, _ = speech2text._encode([wave])
             alone = speech2text.model.ctc.log_softmax(one)[0]
-    assert float((many - alone).abs().max()) < engine_module.SAFE / 100
+    assert float((many - alone).abs().max()) < padding.SAFE / 100

@@ -6,13 +6,14 @@ from serving import write
 
 from espnet_hra import cli
 from espnet_hra.data.audio import AudioError, read_audio
-from espnet_hra.errors import ConfigError
+from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.serve import command
-from espnet_hra.serve.auto import choose
+from espnet_hra.serve.auto import by_confidence, by_voice
 from espnet_hra.serve.cutting import pieces
 from espnet_hra.serve.engine import Heard
 from espnet_hra.serve.formats import FORMATS, Segment, Transcript
-from espnet_hra.serve.lengths import SECONDS, Steps
+from espnet_hra.serve.lengths import group, lengthened
+from espnet_hra.tasks.voice import Voice, distances, thinned
 
 RATE = 16_000
 
@@ -62,25 +63,92 @@ def test_subtitles_of_an_hour_leave_out_what_is_silent():
     assert "01:00:00.000 --> 01:01:01.500" in FORMATS["vtt"][0](transcript)
 
 
-def test_fixed_lengths_end_with_the_longest():
-    steps = Steps(RATE, 29 * RATE)
-    assert len(steps.padded(np.zeros(10))) == SECONDS[0] * RATE
-    assert len(steps.padded(np.zeros(28 * RATE))) == 29 * RATE
-    assert len(steps.padded(np.zeros(29 * RATE))) == 29 * RATE
-    least = Steps(RATE, 29 * RATE, least=10 * RATE)
-    assert len(least.padded(np.zeros(10))) == 10 * RATE
-    assert len(least.padded(np.zeros(11 * RATE))) == 12 * RATE
+def test_silence_is_added_up_to_the_least_length_only():
+    assert len(lengthened(np.ones(10), 16)) == 16
+    assert lengthened(np.ones(10), 16).sum() == 10
+    assert len(lengthened(np.ones(20), 16)) == 20
+
+
+def test_pieces_of_about_the_same_length_are_together():
+    assert group(4 * RATE) == group(int(4.3 * RATE))
+    assert group(4 * RATE) != group(8 * RATE)
+    assert group(0) == group(1)
 
 
 def test_the_surest_task_is_taken_if_it_beats_the_base_by_the_threshold():
     sure = {"fr": -0.2, "it": -0.4}
-    assert choose(sure, base=-0.5, threshold=0.1).task == "fr"
-    assert choose(sure, base=-0.25, threshold=0.1).task is None
-    assert choose({}, base=-0.5).task is None
-    assert choose({"fr": 0.0, "it": 0.0}, base=0.0, threshold=-1).task is None
-    told = choose(sure, base=-0.25, threshold=0.1).told("whisper", 0.1)
+    assert by_confidence(sure, base=-0.5, threshold=0.1).task == "fr"
+    assert by_confidence(sure, base=-0.25, threshold=0.1).task is None
+    assert by_confidence({}, base=-0.5).task is None
+    assert by_confidence({"fr": 0.0, "it": 0.0}, base=0.0, threshold=-1).task is None
+    told = by_confidence(sure, base=-0.25, threshold=0.1).told("whisper")
     assert told["model"] == "whisper" and told["abstained"]
+    assert told["by"] == "confidence" and told["threshold"] == 0.1
     assert list(told["confidence"]) == ["whisper", "fr", "it"]
+
+
+def heard(seed, at=0.0, rows=None):
+    """What a base makes of utterances around a point, in 384 values."""
+    drawn = np.random.default_rng(seed)
+    return drawn.normal(at, 1.0, (384,) if rows is None else (rows, 384))
+
+
+def test_the_nearest_voice_is_taken_unless_it_is_too_far():
+    voices = {"fr": Voice.of(heard(0, 0.0, 32)), "it": Voice.of(heard(1, 2.0, 32))}
+    taken = by_voice(heard(2, 2.0), voices, 1.5)
+    assert taken.task == "it" and taken.values["it"] == pytest.approx(1, abs=0.15)
+    assert by_voice(heard(3, 0.0), voices, 1.5).task == "fr"
+    stranger = by_voice(heard(4, -3.0), voices, 1.5)
+    assert stranger.task is None
+    told = stranger.told("whisper")
+    assert (told["model"], told["abstained"], told["by"]) == ("whisper", True, "voice")
+    assert list(told["distance"]) == ["fr", "it"] and told["distance"]["fr"] > 2
+    assert by_voice(heard(4), {}, 1.5).task is None
+
+
+def test_a_voice_is_written_in_little_room_and_read_as_it_was():
+    voice = Voice.of(heard(0, 0.5, 32))
+    text = str(voice)
+    assert len(text) < 1600
+    again = Voice.read(text)
+    np.testing.assert_array_equal(again.mean, voice.mean)
+    np.testing.assert_array_equal(again.spread, voice.spread)
+    assert again.utterances == 32 and str(again) == text
+    rows = heard(0, 0.5, 32)
+    np.testing.assert_allclose(voice.mean, rows.mean(axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(voice.spread, rows.std(axis=0, ddof=1), rtol=0.03)
+    assert Voice.of([]) is None
+
+
+def test_a_single_utterance_takes_the_spread_of_the_others():
+    one, many = Voice.of(heard(0, 2.0, 1)), Voice.of(heard(1, 0.0, 32))
+    away = distances(heard(2, 2.0), {"one": one, "many": many})
+    assert away["one"] == pytest.approx(1, abs=0.15) and away["many"] > 2
+    assert distances(heard(2), {"one": one}) == {}  # nothing says how far is far
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1 32",
+        "2 3 ADw= AA==",
+        "1 0 ADw= AA==",
+        "1 3 ADw= AAA=",
+        "1 3 x y",
+        "1 3 AHw= AA==",
+    ],
+)
+def test_what_is_no_voice_is_refused(text):
+    with pytest.raises(TaskError, match="no voice of a task"):
+        Voice.read(text)
+
+
+def test_large_encoders_are_thinned_evenly():
+    values = thinned(np.arange(1280.0))
+    assert len(values) == 384 and values[0] == 0 and values[-1] == 1279
+    assert set(np.diff(values)) <= {3.0, 4.0}
+    assert len(thinned(np.arange(256.0))) == 256
 
 
 def test_recordings_that_are_too_long_are_refused_whatever_reads_them(tmp_path):

@@ -16,6 +16,7 @@ from espnet_hra import TaskError, cli
 from espnet_hra.errors import BaseModelError, DataError
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.store import TaskStore
+from espnet_hra.tasks.voice import Voice
 
 
 @pytest.fixture(scope="module")
@@ -419,6 +420,9 @@ def test_a_task_is_added_in_one_command(
     row = listed(model, capsys)["new"]
     assert row["license"] == "cc-by-4.0" and row["languages"] == ["en"]
     assert row["data"].startswith("voice (") and row["scores"][0]["split"] == "dev"
+    # How it sounds is in the file, for whoever reads files, and not in the list.
+    record = taskfile.describe(model / "tasks" / "new.safetensors")
+    assert Voice.read(record["voice"]).utterances == 4 and "voice" not in row
     assert opened(model).tasks == (*TASKS, "new")
     assert {n: exported(model, n, tmp_path / n) for n in TASKS} == before
     assert {n: texts(opened(model), recordings, n) for n in TASKS} == said

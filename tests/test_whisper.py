@@ -122,8 +122,7 @@ def test_a_task_whose_numbers_are_spelled_has_no_digits(an4, stock, tmp_path):
 def test_one_batch_of_several_tasks_reads_as_one_after_the_other(adapted, an4):
     speech2text = espnet_hra.Speech2Text.from_pretrained(str(adapted))
     recordings = [np.asarray(wave) for wave in waves(an4)[:2]]
-    length = min(map(len, recordings))
-    recordings = [wave[:length] for wave in recordings]  # padding changes Whisper's
+    assert len({len(wave) for wave in recordings}) > 1
     names = ["male", "female"]
     together = speech2text(recordings, task=names)
     for wave, name, nbest in zip(recordings, names, together):
@@ -222,7 +221,7 @@ def test_tasks_of_a_batch_keep_their_decoders(both_adapted, an4, beam):
         str(both_adapted), beam_size=beam, maxlenratio=-5.0
     )
     first, second = (np.asarray(wave) for wave in waves(an4)[:2])
-    recordings = [first[: len(second)], second[: len(first)], first[: len(second)]]
+    recordings = [first, second[:9000], first[:7000]]
     names = ["male", "female", "female"]
     together = speech2text(recordings, task=names)
     for wave, name, nbest in zip(recordings, names, together):

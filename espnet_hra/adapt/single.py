@@ -12,6 +12,7 @@ from typing import Any
 from espnet_hra.adapt import new_task
 from espnet_hra.data.requirements import Requirements, requirements_from_config
 from espnet_hra.errors import ConfigError, DataError
+from espnet_hra.espnet import voices
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.kinds import check_kind
 from espnet_hra.espnet.model import ADAPTER_PREFIX
@@ -110,6 +111,7 @@ def train_task(
         pretrained_model=base,
         store=found.store,
     )
+    info = {**info, "voice": voices.texts(work / "exp").get(name)}
     encoder = speech2text.asr_model.encoder
     encoder.attach_store(None)  # the new task shall learn
     if name in encoder.tasks:

@@ -157,7 +157,7 @@ def _run(spec: Spec, job: Job, folder: Path) -> dict[str, Any]:
     )
     row = bench.train(job.name, lists, folder / _EXP)
     about = new_task.describe(Path(spec.data), lists, minutes)
-    info = {"data": about, "training": job.key}
+    info = {"data": about, "training": job.key, "voice": row.pop("voice")}
     if "scores" in row:
         info["scores"] = row.pop("scores")
     content = taskfile.pack(job.name, row.pop("tensors"), bench.identity, info)
@@ -295,8 +295,8 @@ class Workbench:
                 goes on.
 
         Returns:
-            ``tensors`` of the head; ``updates``; ``loss`` and ``cer`` on the dev set,
-            and those ``_before``; ``scores`` for the task's file.
+            ``tensors`` of the head; its ``voice``; ``updates``; ``loss`` and ``cer`` on
+            the dev set, and those ``_before``; ``scores`` for the task's file.
 
         Raises:
             TaskError: The training has changed something else than the head, or
@@ -306,6 +306,7 @@ class Workbench:
         from espnet2.train.distributed_utils import resolve_distributed_mode
 
         from espnet_hra.adapt.training import train_head
+        from espnet_hra.espnet import voices
 
         args = copy.deepcopy(self.args)
         vars(args).update(new_task.data_options(lists))
@@ -332,6 +333,7 @@ class Workbench:
                 "updates": found.updates,
                 "loss_before": found.before.get("loss"),
                 "loss": found.after.get("loss"),
+                "voice": voices.texts(exp).get(name),
             }
             if after is not None and before is not None:
                 row.update(cer_before=before["cer"], cer=after["cer"], scores=[after])

@@ -29,6 +29,7 @@ from espnet_hra.espnet import (
     registry,
     resuming,
     starting,
+    voices,
     whisper_training,
 )
 from espnet_hra.espnet.base import open_base, read_config, token_hash
@@ -387,6 +388,8 @@ class Adapting(AbsTask):
         if problems:
             raise BaseModelError(f"{model_file} does not fit {config_file}: {problems}")
         model.load_state_dict(found, strict=not prefix)
+        if prefix:
+            voices.attach(model, Path(model_file).parent)
         return _with_surroundings(model, args).to(device), args
 
 

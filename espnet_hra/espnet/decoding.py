@@ -21,7 +21,7 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet_hra.encoder import effect, selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError, TaskError
-from espnet_hra.espnet import quantizing
+from espnet_hra.espnet import padding, quantizing
 from espnet_hra.espnet.inputs import Wave, batch_names, check_greedy, named
 from espnet_hra.espnet.kinds import KINDS, adaptable
 from espnet_hra.espnet.models import Found, find_model, find_tasks
@@ -173,6 +173,7 @@ class Decoding:
         if quantize is not None:
             (exact,) = (one.built for one in builders if one.built is not None)
             quantizing.settle(self.model, exact, quantize)
+        padding.prepare(self.model)
         if ctc_greedy:
             check_greedy(self.model, self.ctc_name)
         self.ctc_greedy = bool(ctc_greedy)
@@ -364,8 +365,9 @@ class Decoding:
     ) -> Iterator[selection.Choice]:
         """A block in which neither the choice nor a chosen task changes.
 
-        Encoder, CTC and search use the tasks one after the other, and other threads may
-        choose, replace or remove tasks in the meantime.
+        Nor does an utterance change another one's features. Encoder, CTC and search use
+        the tasks one after the other, and other threads may choose, replace or remove
+        tasks in the meantime.
 
         Args:
             names: The batch's task names as the data loader gives them; None for the
@@ -376,7 +378,8 @@ class Decoding:
             TaskError: A task is unknown, or none was chosen among several.
         """
         if self._heads is None:
-            yield None
+            with padding.alone():
+                yield None
             return
         encoder = self.model.encoder
         given = batch_names(names, lengths)
@@ -385,7 +388,11 @@ class Decoding:
         else:
             choice = selection.as_choice(self._loaded(given), self._heads)
         used = selection.distinct(choice)
-        with self._heads.hold(used), selection.block(encoder, choice):
+        with (
+            self._heads.hold(used),
+            selection.block(encoder, choice),
+            padding.alone(),
+        ):
             yield choice
 
     def measured(self, speech: Wave, task: str | None = None) -> "Transcript":

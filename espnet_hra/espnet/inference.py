@@ -1,6 +1,7 @@
 """Decoding with tasks: ESPnet's ``Speech2Text``, strict loading, and greedy CTC."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,9 @@ from espnet2.bin import asr_inference
 from espnet2.torch_utils.device_funcs import release_accelerator_memory
 
 from espnet_hra.encoder import selection
+from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError, NoRoomError, TaskError
+from espnet_hra.espnet import padding
 from espnet_hra.espnet.decoding import NO_LANGUAGE, Decoding, NBest
 from espnet_hra.espnet.inputs import (
     Wave,
@@ -78,6 +81,7 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             super().__init__(
                 asr_train_config, asr_model_file, *args, ctc_greedy=ctc_greedy, **kwargs
             )
+        self._masks: bool | None = None
         self._whisper: WhisperReader | None = None
         if whisper and not ctc_greedy:
             self._whisper = WhisperReader(self, language, kwargs["beam_size"] > 1)
@@ -176,7 +180,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             utt2lang_lengths: Their lengths.
 
         Returns:
-            One n-best list per utterance, in the given order.
+            One n-best list per utterance, in the given order. Without a beam the text
+            of each is the one that it has alone, see :mod:`espnet_hra.espnet.padding`;
+            ``scores`` of a hypothesis that was decoded again, alone, have ``alone``.
 
         Raises:
             NoRoomError: One does not fit into memory, not even alone.
@@ -186,16 +192,40 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             if self._whisper is not None:
                 spoken = batch_names(utt2lang, utt2lang_lengths)
                 spoken = spoken or [""] * len(waves)
-                read = self._whisper.read
-                return self._split_if_too_large(read, waves, choice, spoken)
+                return self._safely(self._whisper.read, waves, choice, spoken)
             if utt2lang is not None:
                 raise ConfigError(f"utt2lang: {NO_LANGUAGE}")
             if self.ctc_greedy:
-                return self._split_if_too_large(self._greedy, waves, choice)
-            if choice is None or isinstance(choice, str):
-                # One task: nothing to mix up.
-                return self._split_if_too_large(super().batch_decode, waves, choice)
+                return self._safely(self._greedy, waves, choice)
+            if choice is None or isinstance(choice, str):  # one task: none to mix up
+                together = super().batch_decode if self.encoder_masks else self._each
+                return self._split_if_too_large(together, waves, choice)
             return self._split_if_too_large(self._search, waves, choice)
+
+    def _each(self, waves: list[torch.Tensor]) -> list[NBest]:
+        """ESPnet's search on one utterance after the other."""
+        return [asr_inference.Speech2Text.__call__(self, wave) for wave in waves]
+
+    def _safely(
+        self,
+        decode: Callable[..., list[NBest]],
+        waves: list[torch.Tensor],
+        choice: selection.Choice,
+        *others: Sequence[Any],
+    ) -> list[NBest]:
+        """Decode a batch, and what was won by little again, alone."""
+        results = self._split_if_too_large(decode, waves, choice, *others)
+        if len(waves) == 1:
+            return results
+        for i, nbest in enumerate(results):
+            if nbest[0][3].scores.get("margin", math.inf) >= padding.SAFE:
+                continue
+            own = choice[i : i + 1] if isinstance(choice, tuple) else choice
+            rest = (other[i : i + 1] for other in others)
+            (again,) = self._split_if_too_large(decode, waves[i : i + 1], own, *rest)
+            again[0][3].scores["alone"] = 1.0
+            results[i] = again
+        return results
 
     def _split_if_too_large(
         self,
@@ -245,8 +275,61 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
                 raise NoRoomError(e.samples, place, len(waves)) from e
         return results
 
+    @property
+    def encoder_masks(self) -> bool:
+        """Whether utterances that are padded to the longest are read as alone.
+
+        It is tried when it is first asked for.
+        """
+        if self._masks is None:
+            encoder = self.asr_model.encoder
+            with selection.block(encoder, None), padding.alone():
+                ctc = getattr(self.asr_model, "ctc", None) if self.ctc_greedy else None
+                whisper = self._whisper is not None
+                self._masks = not whisper and padding.masks(self._padded, ctc)
+        return self._masks
+
     def _encode(self, waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder output (b, frames, d) and its lengths (b)."""
+        """Encoder output (b, frames, d) and its lengths (b), as of each one alone."""
+        if len({len(wave) for wave in waves}) == 1 or self.encoder_masks:
+            return self._padded(waves)
+        rows, frames = self.encode_each(waves)
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return padded, torch.stack(frames)
+
+    def encode_each(
+        self, waves: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Encoder outputs; only utterances of equal length go through it together.
+
+        Args:
+            waves: Utterances, (samples) each.
+
+        Returns:
+            For each the whole output, (frames, d), and how many frames are of speech.
+        """
+        encoder = self.asr_model.encoder
+        names: Sequence[str] = ()
+        if isinstance(encoder, AdaptedEncoder):
+            names = encoder.tasks_of_batch(len(waves))
+        by_length: dict[int, list[int]] = {}
+        for i, wave in enumerate(waves):
+            by_length.setdefault(len(wave), []).append(i)
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for rows in by_length.values():
+            choice: selection.Choice = next(iter(names), None)
+            if len(names) > 1:
+                choice = tuple(names[i] for i in rows)
+            with selection.block(encoder, choice):
+                encoded, frames = self._padded([waves[i] for i in rows])
+            found.update(zip(rows, zip(encoded, frames)))
+        return (
+            [found[i][0] for i in range(len(waves))],
+            [found[i][1] for i in range(len(waves))],
+        )
+
+    def _padded(self, waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of utterances that are padded to the longest."""
         dtype = getattr(torch, self.dtype)
         speech = torch.nn.utils.rnn.pad_sequence(
             [wave.to(dtype) for wave in waves], batch_first=True

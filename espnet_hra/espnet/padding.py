@@ -1,32 +1,43 @@
 """Batches in which no utterance is changed by the padding behind it.
 
-ESPnet's encoders mask what is padded. Its frontend does not: the last frames of an
-utterance contain what follows it, which is its own mirror image when it is alone and
-zeros when it is padded. So here the frontend takes each utterance alone; normalisation
-and encoder take the batch.
+Three things could let what is in a batch change a text:
 
-Whisper's encoder has no mask. Its utterances are brought to a few fixed lengths with
-silence instead, alone or not (:mod:`espnet_hra.serve.lengths`).
+* *The frontend.* ESPnet's encoders mask what is padded. Its frontend does not: the last
+  frames of an utterance contain what follows it, which is its own mirror image when it
+  is alone and zeros when it is padded. So while a batch is decoded the frontend takes
+  each utterance alone (:func:`alone`); normalisation and encoder take the batch.
+* *The encoder.* Some mask nothing, Whisper's above all: it hears the silence behind an
+  utterance. Whether an encoder masks is tried (:func:`masks`); through one that does
+  not only utterances of equal length go together.
+* *Rounding.* A matrix product of eight rows is not bit for bit that of one row. It can
+  change a text only where two symbols were as good as equal. So greedy decoding says by
+  how much its closest decision was won (its margin), and what was won by less than
+  :data:`SAFE` is decoded again, alone.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
-#: Greatest difference of logarithmic probabilities that is taken for rounding. On the
-#: shipped Conformer rounding was 1e-5 at most, and a padded frontend made 1e-1.
-ROUNDING = 1e-3
+#: Least margin, in logarithmic probability, at which a batch's decision counts. The
+#: rounding was 1e-5 at most on the shipped Conformer and 2e-5 on Whisper base, and a
+#: padded frontend made 1e-1.
+SAFE = 1e-3
 
-#: What :func:`is_exact` listens to, in seconds.
-_LONG, _SHORT = 2.0, 1.3
+#: What :func:`masks` listens to, in samples.
+_LONG, _SHORT = 32_000, 20_800
+
+#: Whether frontends take the utterances of a batch one by one, in this thread.
+_each_alone: ContextVar[bool] = ContextVar("espnet_hra_each_alone", default=False)
 
 
-def one_by_one(model: Any) -> None:
-    """Let a model's frontend take the utterances of a batch one after the other.
+def prepare(model: Any) -> None:
+    """Enable a model's frontend to take utterances one by one, see :func:`alone`.
 
-    The model stays as it is but for that; a second call changes nothing.
+    Elsewhere, in training above all, it works as before; a second call changes nothing.
 
     Args:
         model: ESPnet's model, with or without a frontend.
@@ -36,6 +47,16 @@ def one_by_one(model: Any) -> None:
         frontend.forward = _OneByOne(frontend.forward)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A block in which prepared frontends take the utterances one after the other."""
+    token = _each_alone.set(True)
+    try:
+        yield
+    finally:
+        _each_alone.reset(token)
+
+
 class _OneByOne:
     """Stands for the ``forward`` of a frontend."""
 
@@ -43,14 +64,14 @@ class _OneByOne:
         self._forward = forward
 
     def __call__(
-        self, speech: torch.Tensor, lengths: torch.Tensor
+        self, speech: torch.Tensor, lengths: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features, (b, t, d), and their lengths; speech is (b, samples)."""
-        sizes = lengths.tolist()
-        if len(set(sizes)) == 1:
-            return self._forward(speech, lengths)
+        sizes = lengths.tolist() if _each_alone.get() else []
+        if len(set(sizes)) < 2:
+            return self._forward(speech, lengths, *args, **kwargs)
         found = [
-            self._forward(speech[i : i + 1, :n], lengths[i : i + 1])
+            self._forward(speech[i : i + 1, :n], lengths[i : i + 1], *args, **kwargs)
             for i, n in enumerate(sizes)
         ]
         features = [rows[0] for rows, _ in found]
@@ -58,31 +79,26 @@ class _OneByOne:
         return padded, torch.cat([own for _, own in found])
 
 
+Encode = Callable[[list[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+
+
 @torch.no_grad()
-def is_exact(speech2text: Any, rate: int) -> bool:
+def masks(encode: Encode, ctc: Any = None) -> bool:
     """Whether an utterance in a padded batch is read as it is alone; this is tried.
 
     Args:
-        speech2text: A :class:`espnet_hra.Speech2Text` that reads with CTC.
-        rate: Of its recordings, in Hz.
+        encode: The encoder's output (b, t, d) and its lengths (b), of utterances that
+            are padded to the longest.
+        ctc: ESPnet's CTC, whose logarithmic probabilities are compared; None for the
+            encoder's output itself.
     """
     drawn = torch.Generator().manual_seed(0)
-    waves = [
-        0.1 * torch.randn(int(seconds * rate), generator=drawn)
-        for seconds in (_LONG, _SHORT)
-    ]
-    model, encoder = speech2text.model, speech2text.model.encoder
-    task = next(iter(speech2text.tasks), None)
-    with _use(encoder, task):
-        encoded, lengths = speech2text._encode(waves)
-        together = model.ctc.log_softmax(encoded)[1, : int(lengths[1])]
-        encoded, _ = speech2text._encode(waves[1:])
-        alone = model.ctc.log_softmax(encoded)[0]
-    if together.shape != alone.shape:
-        return False
-    return bool((together - alone).abs().max() < ROUNDING)
-
-
-def _use(encoder: Any, task: str | None) -> Any:
-    use = getattr(encoder, "use_task", None)
-    return contextlib.nullcontext() if use is None else use(task)
+    waves = [0.1 * torch.randn(n, generator=drawn) for n in (_LONG, _SHORT)]
+    read = (lambda x: x) if ctc is None else ctc.log_softmax
+    encoded, lengths = encode(waves)
+    together = read(encoded)[1, : int(lengths[1])]
+    encoded, lengths = encode(waves[1:])
+    single = read(encoded)[0, : int(lengths[0])]
+    if encoded.size(1) != int(lengths[0]) or together.shape != single.shape:
+        return False  # it adds silence of its own, and hears it
+    return bool((together - single).abs().max() < SAFE)

@@ -1,6 +1,7 @@
 """The ESPnet tasks for adapted models: one for each whose models can be adapted."""
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from espnet2.tasks.s2t_ctc import S2TTask as S2TCTCTask
 from espnet2.tasks.slu import SLUTask
 from espnet2.tasks.st import STTask
 
+from espnet_hra.espnet import voices
 from espnet_hra.espnet.adapting import Adapting
 from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.kinds import KINDS, adaptable, espnet_task_of
@@ -20,6 +22,12 @@ class HRATask(Adapting, ASRTask):
     """Speech recognition with a frozen base and an adapter."""
 
     kind = KINDS["asr"]
+
+    @classmethod
+    def begin_training(cls, args: argparse.Namespace, model: Any) -> None:
+        """As everywhere; in the end, what tells the tasks' speech apart is measured."""
+        super().begin_training(args, model)
+        model.trained = functools.partial(voices.note, args)
 
 
 class S2THRATask(Adapting, S2TTask):

@@ -52,6 +52,9 @@ class AdapterTrainer(espnet_trainer.Trainer):
             if options.resume:
                 repair(Path(options.output_dir), options.best_model_criterion)
             super().run(model=model, **kwargs)
+        trained = getattr(model, "trained", None)
+        if trained is not None and not kwargs["distributed_option"].dist_rank:
+            trained(model)
 
     @classmethod
     def train_one_epoch(cls, **kwargs: Any) -> bool:

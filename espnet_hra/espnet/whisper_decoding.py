@@ -7,7 +7,7 @@ ESPnet calls them, so whatever follows a layer there (an adapter) follows it her
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,63 @@ class _Once(_Growing):
         return self._kept[self._path]
 
 
+class Memory:
+    """What a batch's encoder has heard, whatever its lengths.
+
+    Whisper's decoder has no mask for what it hears. So here its cross-attention is
+    another one, which leaves out what is padded.
+
+    Args:
+        rows: Output of the encoder for each utterance, (frames, d).
+    """
+
+    def __init__(self, rows: Sequence[torch.Tensor]):
+        self.rows = list(rows)
+        self.padded = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
+        self.mask: torch.Tensor | None = None
+        sizes = [len(row) for row in self.rows]
+        if len(set(sizes)) > 1:
+            numbers = torch.arange(self.padded.size(1), device=self.padded.device)
+            lengths = torch.tensor(sizes, device=self.padded.device)
+            # [b, heads, tokens, frames]
+            self.mask = (numbers < lengths[:, None])[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, rows: Sequence[int]) -> "Memory":
+        """That of some of its utterances."""
+        return Memory([self.rows[i] for i in rows])
+
+
+class _Masked:
+    """Cross-attention to what is no padding; keys and values are kept."""
+
+    def __init__(self, kept: Kept, path: str, mask: Any, attention: Any):
+        self._kept, self._path, self._mask = kept, path, mask
+        self._attention = attention
+
+    def __call__(
+        self, x: torch.Tensor, memory: torch.Tensor, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        own = self._attention
+        query = own.query(x)
+        key, value = (
+            _Once(self._kept, f"{self._path}.{name}", getattr(own, name))(memory)
+            for name in ("key", "value")
+        )
+        heads = (
+            one.unflatten(-1, (own.n_head, -1)).transpose(1, 2)
+            for one in (query, key, value)
+        )
+        found = torch.nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=self._mask
+        )
+        return own.out(found.transpose(1, 2).flatten(start_dim=2)), None
+
+
 def step(
-    decoder: Any, kept: Kept, tokens: torch.Tensor, before: int, memory: torch.Tensor
+    decoder: Any, kept: Kept, tokens: torch.Tensor, before: int, memory: Memory
 ) -> torch.Tensor:
     """What comes next, with the tasks in force.
 
@@ -82,20 +137,20 @@ def step(
         kept: Keys and values of the batch; empty at its first step.
         tokens: Tokens that the decoder has not seen yet, (b, n).
         before: How many it has seen.
-        memory: Output of the encoder, (b, frames, d).
+        memory: What the encoder has heard.
 
     Returns:
         Logits, (b, vocabulary).
     """
-    remember = {
-        (path := f"decoders.blocks.{i}.{part}.{name}"): functools.partial(
-            kind, kept, path
-        )
-        for i in range(len(decoder.decoders.blocks))
-        for part, kind in (("attn", _Growing), ("cross_attn", _Once))
-        for name in ("key", "value")
-    }
-    args = (tokens, before, memory)
+    remember: dict[str, Callable[[Any], Any]] = {}
+    for i in range(len(decoder.decoders.blocks)):
+        block = f"decoders.blocks.{i}"
+        for name in ("key", "value"):
+            path = f"{block}.attn.{name}"
+            remember[path] = functools.partial(_Growing, kept, path)
+        path = f"{block}.cross_attn"
+        remember[path] = functools.partial(_Masked, kept, path, memory.mask)
+    args = (tokens, before, memory.padded)
     if not isinstance(decoder, AdaptedDecoder):
         return _step(changed(decoder, remember), *args)
     logits: torch.Tensor = decoder.run_on_view(_step, len(tokens), args, also=remember)
@@ -134,7 +189,7 @@ def without_digits(vocabulary: Vocabulary, mask: torch.Tensor) -> torch.Tensor:
 
 def greedy(
     decoder: Any,
-    memory: torch.Tensor,
+    memory: Memory,
     prompts: Sequence[Sequence[int]],
     seconds: Sequence[float],
     end: int,
@@ -144,7 +199,7 @@ def greedy(
 
     Args:
         decoder: ESPnet's Whisper decoder.
-        memory: Output of the encoder, (b, frames, d).
+        memory: What the encoder has heard.
         prompts: What each text begins with; equally long.
         seconds: How long each utterance is.
         end: The token that ends a text.
@@ -160,9 +215,10 @@ def greedy(
     scores = [0.0] * len(prompts)
     margins = [math.inf] * len(prompts)
     open_ = set(range(len(prompts)))
-    tokens = torch.tensor([list(p) for p in prompts], device=memory.device)
+    device = memory.padded.device
+    tokens = torch.tensor([list(p) for p in prompts], device=device)
     before = 0
-    without = without.to(memory.device)
+    without = without.to(device)
     while open_:
         logits = step(decoder, kept, tokens, before, memory).masked_fill(
             without, -torch.inf
@@ -199,7 +255,7 @@ def repeated(ids: Sequence[int]) -> int:
 
 
 def languages(
-    decoder: Any, memory: torch.Tensor, vocabulary: Vocabulary, codes: Sequence[str]
+    decoder: Any, memory: Memory, vocabulary: Vocabulary, codes: Sequence[str]
 ) -> list[tuple[str, float]]:
     """The language that Whisper hears in each utterance, and its margin.
 
@@ -208,12 +264,12 @@ def languages(
 
     Args:
         decoder: ESPnet's Whisper decoder.
-        memory: Output of the encoder, (b, frames, d).
+        memory: What the encoder has heard.
         vocabulary: Its tokens.
         codes: The languages to choose from.
     """
     start = vocabulary.convert_tokens_to_ids(START)
-    tokens = torch.full((memory.size(0), 1), start, device=memory.device)
+    tokens = torch.full((len(memory), 1), start, device=memory.padded.device)
     numbers = vocabulary.convert_tokens_to_ids([f"<|{code}|>" for code in codes])
     logits = step(decoder, {}, tokens, 0, memory)[:, numbers]
     top, first = logits.topk(min(2, len(codes)), dim=-1)

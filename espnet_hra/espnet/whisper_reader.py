@@ -142,11 +142,12 @@ class WhisperReader:
         with self._plain():
             for start in range(0, len(waves), _TOGETHER):
                 part = [w[: self.longest] for w in waves[start : start + _TOGETHER]]
-                memory, _ = self._speech2text._encode(part)
+                rows, _ = self._speech2text.encode_each(part)
+                memory = decoding.Memory(rows)
                 heard += [code for code, _ in self._languages(memory)]
         return heard
 
-    def _languages(self, memory: torch.Tensor) -> list[tuple[str, float]]:
+    def _languages(self, memory: decoding.Memory) -> list[tuple[str, float]]:
         with self._plain():
             return decoding.languages(
                 self._speech2text.asr_model.decoder,
@@ -250,11 +251,12 @@ class WhisperReader:
         languages: Sequence[str | None],
         without: torch.Tensor,
     ) -> list[Any]:
-        memory, _ = self._speech2text._encode(waves)
+        rows, _ = self._speech2text.encode_each(waves)
+        memory = decoding.Memory(rows)
         model = self._speech2text.asr_model
         prompts, margins = self._prompts(memory, languages)
         if self._beam:
-            return [self._search(one, prompt) for one, prompt in zip(memory, prompts)]
+            return [self._search(one, prompt) for one, prompt in zip(rows, prompts)]
         texts = decoding.greedy(
             model.decoder,
             memory,
@@ -264,12 +266,12 @@ class WhisperReader:
             without,
         )
         return [
-            [self._result(text, prompt, min(text.margin, margin), memory.device)]
+            [self._result(text, prompt, min(text.margin, margin), rows[0].device)]
             for text, prompt, margin in zip(texts, prompts, margins)
         ]
 
     def _prompts(
-        self, memory: torch.Tensor, given: Sequence[str | None]
+        self, memory: decoding.Memory, given: Sequence[str | None]
     ) -> tuple[list[tuple[int, ...]], list[float]]:
         """What each text begins with; languages that nobody tells are heard.
 
@@ -278,7 +280,7 @@ class WhisperReader:
         languages, margins = list(given), [math.inf] * len(given)
         silent = [i for i, code in enumerate(languages) if code is None]
         if silent and self._multilingual:
-            for i, heard in zip(silent, self._languages(memory[silent])):
+            for i, heard in zip(silent, self._languages(memory.part(silent))):
                 languages[i], margins[i] = heard
         prompts = [
             tokens.prompt(self._vocabulary, code, self._task) for code in languages
@@ -337,4 +339,6 @@ def _joined(parts: list[Any]) -> Any:
     sequence = torch.cat([edges[0], edges[0].new_tensor(ids), edges[1]])
     text = " ".join(text for text, *_ in best if text)
     words = [word for _, own, *_ in best for word in own]
-    return [(text, words, ids, Hypothesis(yseq=sequence, score=score))]
+    margin = min(one[3].scores.get("margin", math.inf) for one in best)
+    scores = {"margin": margin}
+    return [(text, words, ids, Hypothesis(yseq=sequence, score=score, scores=scores))]

@@ -12,15 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from espnet_hra.serve.engine import Engine, Heard, Job
+from espnet_hra.serve.engine import Compared, Engine, Heard, Job, Listening
 
-Future = concurrent.futures.Future[Heard]
+Future = concurrent.futures.Future[Any]
 
 #: Is told of every batch: its jobs, seconds each has waited, seconds of decoding, and
 #: what was found.
 Watch = Callable[
-    [Sequence[Job], Sequence[float], float, Sequence[Heard | Exception]], None
+    [
+        Sequence[Job | Listening],
+        Sequence[float],
+        float,
+        Sequence[Heard | Compared | Exception],
+    ],
+    None,
 ]
 
 
@@ -30,7 +37,7 @@ class ClosedError(RuntimeError):
 
 @dataclass
 class _Waiting:
-    job: Job
+    job: Job | Listening
     group: object
     future: Future = field(default_factory=concurrent.futures.Future)
     since: float = field(default_factory=time.monotonic)
@@ -64,7 +71,7 @@ class Batcher:
         """Whether jobs are still decoded."""
         return self._thread.is_alive()
 
-    def submit(self, job: Job) -> Future:
+    def submit(self, job: Job | Listening) -> Future:
         """Put a job in line.
 
         Raises:
@@ -84,6 +91,17 @@ class Batcher:
         Raises:
             UserError: Its task is not there or cannot be used.
         """
+        return await self._done(job)
+
+    async def listen(self, job: Listening) -> Compared:
+        """Listen to a recording; cancelled, it is taken out of the line.
+
+        Raises:
+            UserError: A candidate is not there or cannot be used.
+        """
+        return await self._done(job)
+
+    async def _done(self, job: Job | Listening) -> Any:
         return await asyncio.wrap_future(self.submit(job))
 
     def close(self) -> None:
@@ -108,7 +126,7 @@ class Batcher:
     def _decode(self, batch: Sequence[_Waiting]) -> None:
         start = time.monotonic()
         jobs = [one.job for one in batch]
-        found: list[Heard | Exception]
+        found: list[Heard | Compared | Exception]
         try:
             found = self._engine.decode(jobs)
         except Exception as e:  # whatever it is, requests must be answered

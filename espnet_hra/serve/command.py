@@ -99,14 +99,23 @@ def get_parser() -> argparse.ArgumentParser:
         "--auto_tasks",
         type=int,
         default=usual.auto_tasks,
-        help=f"Most tasks that auto tries (default: {usual.auto_tasks})",
+        help="Most tasks that auto tries by decoding with each, where one has no voice "
+        f"in its file (default: {usual.auto_tasks})",
+    )
+    parser.add_argument(
+        "--auto_distance",
+        type=float,
+        default=usual.auto_distance,
+        help="The greatest distance from the voice of a task at which auto takes it "
+        f"(default: {usual.auto_distance:g}; see espnet-hra bench auto)",
     )
     parser.add_argument(
         "--auto_threshold",
         type=float,
         default=usual.auto_threshold,
-        help="By how much auto's task must be surer than the base, in mean log "
-        f"probability (default: {usual.auto_threshold:g}; see espnet-hra bench auto)",
+        help="Where a task has no voice in its file: by how much auto's must be surer "
+        "than the base, in mean log probability (default: "
+        f"{usual.auto_threshold:g})",
     )
     parser.add_argument(
         "--token_file",
@@ -144,6 +153,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         timeout=args.timeout,
         token=_token(args.token_file),
         auto_tasks=args.auto_tasks,
+        auto_distance=args.auto_distance,
         auto_threshold=args.auto_threshold,
     )
 

@@ -1,19 +1,13 @@
 """Decodes batches of mixed tasks, such that a text does not depend on the batch.
 
-Three things could let what is in a batch change a text, and each is met here:
-
-* *Padding*: see :mod:`espnet_hra.serve.lengths` and :mod:`espnet_hra.espnet.padding`.
-* *Rounding*: a matrix product of eight rows is not bit for bit that of one row. It can
-  change a text only where two symbols were as good as equal. So every result says by
-  how much its closest decision was won (its margin), and what was won by less than
-  :data:`SAFE` is decoded again, alone.
-* *Tasks that change*: what a batch uses is fetched once, at its beginning.
+Neither padding nor rounding lets one, see :mod:`espnet_hra.espnet.padding`; and what a
+batch uses of its tasks is fetched once, at its beginning.
 """
 
 import contextlib
 import itertools
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +17,12 @@ import torch
 from espnet_hra.data.requirements import Requirements, requirements_from_config
 from espnet_hra.encoder import selection
 from espnet_hra.errors import ConfigError, TaskError
-from espnet_hra.espnet import padding
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.inputs import encoded_names
-from espnet_hra.serve.lengths import BASE_SECONDS, Alike, Equal, Lengths, Steps
+from espnet_hra.espnet.voices import beginning, heard
+from espnet_hra.serve import lengths
 from espnet_hra.tasks.store import TaskStore
-
-#: Least margin, in logarithmic probability, at which a batch's decision counts. The
-#: rounding was 1e-5 at most on the shipped Conformer and 2e-5 on Whisper base.
-SAFE = 1e-3
+from espnet_hra.tasks.voice import Voice, comparable
 
 #: What is softer throughout is silence, in dB of full scale; no model is asked.
 _SILENT_DB = -70
@@ -53,6 +44,34 @@ class Job:
     wave: np.ndarray
     task: str | None = None
     language: str = ""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A piece of a recording of which is asked whose voice it is.
+
+    Attributes:
+        wave: Its samples at the engine's rate, (samples).
+        candidates: The tasks to choose from.
+    """
+
+    wave: np.ndarray
+    candidates: tuple[str, ...]
+    task: None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was found for a :class:`Listening`.
+
+    Attributes:
+        voices: Of the candidates; None where one has none.
+        values: What the plain base makes of the recording, (values); None where
+            nothing is said, or there is nothing to compare it with.
+    """
+
+    voices: Mapping[str, Voice] | None
+    values: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -107,19 +126,15 @@ class Engine:
         self.rate, self._frames = requirements.sample_rate, requirements.frames
         self.store: TaskStore | None = speech2text.store
         self._lock = threading.Lock()
-        self._lengths: Lengths
-        self._base_lengths: Lengths
+        self._voices: dict[str, tuple[str, Voice]] = {}
         whisper = speech2text.whisper
+        #: Least samples that are decoded without a task.
+        self._least = 0
         if whisper is not None:
             self.longest = whisper.longest
-            self._lengths = Steps(self.rate, self.longest)
-            least = BASE_SECONDS * self.rate
-            self._base_lengths = Steps(self.rate, self.longest, least)
+            self._least = min(lengths.BASE_SECONDS * self.rate, self.longest)
         else:
             self.longest = int(_CTC_SECONDS * self.rate)
-            padding.one_by_one(speech2text.model)
-            exact = padding.is_exact(speech2text, self.rate)
-            self._lengths = self._base_lengths = Alike() if exact else Equal()
 
     @classmethod
     def open(cls, model: str, **options: Any) -> "Engine":
@@ -145,7 +160,9 @@ class Engine:
     @property
     def about(self) -> str:
         """How it reads, for people."""
-        return self._lengths.about
+        if self._speech2text.encoder_masks:
+            return "padded recordings go through the encoder together"
+        return "only recordings of equal length go through the encoder together"
 
     @property
     def own_tasks(self) -> tuple[str, ...]:
@@ -192,15 +209,20 @@ class Engine:
 
     # ------------------------------------------------------------------- decoding
 
-    def group(self, job: Job) -> Hashable:
+    def group(self, job: Job | Listening) -> Hashable:
         """Jobs with equal answers may share a batch."""
-        return job.task is None, self._rule(job).group(job.wave)
+        if isinstance(job, Listening):
+            return "voices"
+        return job.task is None, lengths.group(len(self._samples(job)))
 
-    def _rule(self, job: Job) -> Lengths:
-        return self._base_lengths if job.task is None else self._lengths
+    def _samples(self, job: Job) -> np.ndarray:
+        """What is decoded for a job, alone or not."""
+        return lengths.lengthened(job.wave, self._least if job.task is None else 0)
 
-    def decode(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
-        """Decode a batch of one group.
+    def decode(
+        self, jobs: Sequence[Job | Listening]
+    ) -> list[Heard | Compared | Exception]:
+        """Decode a batch of one group, or listen to it.
 
         One thread at a time computes; others wait.
 
@@ -210,6 +232,36 @@ class Engine:
         Returns:
             For each job what was heard, or why it was not.
         """
+        listening = [job for job in jobs if isinstance(job, Listening)]
+        if listening:
+            with self._lock, self._held():
+                return [self._compared(job) for job in listening]
+        return [*self._decoded([job for job in jobs if isinstance(job, Job)])]
+
+    def _compared(self, job: Listening) -> Compared | Exception:
+        try:
+            voices = {name: self._voice(name) for name in job.candidates}
+            known = {n: voice for n, voice in voices.items() if voice is not None}
+            if len(known) < len(voices) or not comparable(known.values()):
+                return Compared(None)
+            if self._nothing_said(job.wave):
+                return Compared(known)
+            wave = beginning(job.wave, self.rate)
+            return Compared(known, heard(self._speech2text.model, wave))
+        except Exception as e:  # of one recording or task, not of the others
+            return e
+
+    def _voice(self, name: str) -> Voice | None:
+        """The voice of a task, if its file has one. Errors as of a task's file."""
+        text = self.encoder.task_info(name).get("voice")
+        if text is None:
+            return None
+        known = self._voices.get(name)
+        if known is None or known[0] != text:
+            known = self._voices[name] = (text, Voice.read(text))
+        return known[1]
+
+    def _decoded(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
         results: list[Heard | Exception | None] = [None] * len(jobs)
         # Not inference_mode: Whisper keeps its filters for the whole process, and a
         # training in it could not use them.
@@ -237,35 +289,25 @@ class Engine:
                     pass
         except TaskError as e:
             return e
-        if self._frames is not None and self._frames(len(job.wave)) <= 0:
-            return Heard("")
-        return Heard("") if is_silent(job.wave, self.rate) else None
+        return Heard("") if self._nothing_said(job.wave) else None
+
+    def _nothing_said(self, wave: np.ndarray) -> bool:
+        if self._frames is not None and self._frames(len(wave)) <= 0:
+            return True
+        return is_silent(wave, self.rate)
 
     def _safely(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
-        """Decode; what fails in company, or was won by little, again alone."""
+        """Decode; if that fails in company, each alone."""
         try:
-            found = self._batch(jobs)
+            return list(self._batch(jobs))
         except Exception as e:
             if len(jobs) == 1:
                 return [e]
             return [self._safely([job])[0] for job in jobs]
-        if len(jobs) == 1:
-            return [found[0][0]]
-        results: list[Heard | Exception] = []
-        for job, (heard, margin) in zip(jobs, found):
-            if margin >= SAFE:
-                results.append(heard)
-                continue
-            again = self._safely([job])[0]
-            if isinstance(again, Heard):
-                again = Heard(**{**vars(again), "alone": True})
-            results.append(again)
-        return results
 
-    def _batch(self, jobs: Sequence[Job]) -> list[tuple[Heard, float]]:
-        """What was heard, and with which margin."""
+    def _batch(self, jobs: Sequence[Job]) -> list[Heard]:
         speech2text, whisper = self._speech2text, self._speech2text.whisper
-        waves = [torch.from_numpy(self._rule(job).padded(job.wave)) for job in jobs]
+        waves = [torch.from_numpy(self._samples(job)) for job in jobs]
         spoken: Any = None, None
         if whisper is not None:
             spoken = encoded_names([job.language for job in jobs])
@@ -286,7 +328,7 @@ class Engine:
         with selection.block(self.encoder, selection.as_choice(choice, self._heads)):
             yield
 
-    def _heard(self, text: str, best: tuple[Any, ...]) -> tuple[Heard, float]:
+    def _heard(self, text: str, best: tuple[Any, ...]) -> Heard:
         _, _, ids, hypothesis = best
         steps, language = len(ids) + 1, None
         scores = hypothesis.scores
@@ -294,8 +336,8 @@ class Engine:
             steps = int(scores["frames"])
         elif self._speech2text.whisper is not None:
             language = self._speech2text.whisper.language_in(hypothesis.yseq)
-        heard = Heard(text, tuple(ids), float(hypothesis.score), steps, language)
-        return heard, float(scores["margin"])
+        score, alone = float(hypothesis.score), "alone" in scores
+        return Heard(text, tuple(ids), score, steps, language, alone)
 
 
 def is_silent(wave: np.ndarray, rate: int) -> bool:

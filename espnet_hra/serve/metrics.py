@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from espnet_hra.serve.engine import Heard, Job
+from espnet_hra.serve.engine import Compared, Heard, Job, Listening
 
 #: Bounds of the histograms of times, in seconds.
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
@@ -53,10 +53,10 @@ class Metrics:
 
     def watch(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[Job | Listening],
         waits: Sequence[float],
         seconds: float,
-        found: Sequence[Heard | Exception],
+        found: Sequence[Heard | Compared | Exception],
     ) -> None:
         """Count a batch, see :data:`espnet_hra.serve.batcher.Watch`."""
         self._batches.observe(len(jobs))

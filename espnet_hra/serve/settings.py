@@ -5,6 +5,10 @@ from dataclasses import dataclass
 #: The name under which a task is chosen for the client.
 AUTO = "auto"
 
+#: The usual distance at which a voice is not that of a task any more, see
+#: docs/serving.md for where it comes from.
+DISTANCE = 1.5
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,7 +23,8 @@ class Settings:
         most_seconds: Of a recording.
         timeout: Seconds after which a request is given up.
         token: Whoever has it may change tasks; empty: nobody may.
-        auto_tasks: Most tasks that one is chosen among.
+        auto_tasks: Most tasks that one is chosen among by confidence.
+        auto_distance: How far a recording may be from the voice of its task.
         auto_threshold: By how much the best task's confidence must exceed the base's.
     """
 
@@ -32,4 +37,5 @@ class Settings:
     timeout: float = 600.0
     token: str = ""
     auto_tasks: int = 32
+    auto_distance: float = DISTANCE
     auto_threshold: float = 0.0

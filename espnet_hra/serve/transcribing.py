@@ -8,14 +8,17 @@ import numpy as np
 
 from espnet_hra.errors import NoRoomError, TaskError, UserError
 from espnet_hra.names import TASK_NAME, listing
-from espnet_hra.serve.auto import Choice, choose
+from espnet_hra.serve.auto import Choice, by_confidence, by_voice, nearest
 from espnet_hra.serve.batcher import Batcher, ClosedError
 from espnet_hra.serve.cutting import Piece, pieces
-from espnet_hra.serve.engine import Engine, Heard, Job, is_silent
+from espnet_hra.serve.engine import Engine, Heard, Job, Listening, is_silent
 from espnet_hra.serve.formats import Segment, Transcript
 from espnet_hra.serve.intake import Intake
 from espnet_hra.serve.problems import Problem, unknown_model
 from espnet_hra.serve.settings import AUTO, Settings
+
+#: Most tasks that one is chosen among by voice.
+_MOST = 1000
 
 
 class Transcriber:
@@ -58,20 +61,12 @@ class Transcriber:
         for name in asked:
             if not TASK_NAME.fullmatch(name) or not self._engine.knows(name):
                 raise self.unknown(name)
-        most = self._settings.auto_tasks
-        found = asked or self._engine.some_tasks(most + 1)
+        found = asked or self._engine.some_tasks(_MOST + 1)
         if not found:
             raise Problem(
                 400, "there are no tasks to choose among", "model", "no_tasks"
             )
-        if len(found) > most:
-            raise Problem(
-                400,
-                f"{AUTO} chooses among {most} tasks at most, and there are more: name "
-                f"some, as {AUTO}:NAME,NAME",
-                "model",
-                "too_many_tasks",
-            )
+        _check_few(found, _MOST)
         return found
 
     # ------------------------------------------------------------------- decoding
@@ -138,32 +133,41 @@ class Transcriber:
             first = next(
                 (i for i, p in enumerate(cut) if not is_silent(p.wave, engine.rate)), 0
             )
-            chosen, known[first] = await self._choose(cut[first], candidates, language)
-            task = chosen.task
-            choice = chosen.told(self._settings.name, self._settings.auto_threshold)
+            chosen, heard = await self._choose(cut[first], candidates, language)
+            task, choice = chosen.task, chosen.told(self._settings.name)
+            if heard is not None:
+                known[first] = heard
         jobs = [
             Job(piece.wave, task, language)
             for i, piece in enumerate(cut)
             if i not in known
         ]
         rest = iter(await self._all(jobs))
-        heard = [known[i] if i in known else next(rest) for i in range(len(cut))]
-        segments = [Segment(p.start, p.end, one) for p, one in zip(cut, heard)]
-        codes = {one.language for one in heard if one.language and one.text}
+        read = [known[i] if i in known else next(rest) for i in range(len(cut))]
+        segments = [Segment(p.start, p.end, one) for p, one in zip(cut, read)]
+        codes = {one.language for one in read if one.language and one.text}
         name = language_name(codes.pop()) if len(codes) == 1 else None
         return Transcript(segments, len(wave) / engine.rate, name, choice)
 
     async def _choose(
         self, piece: Piece, candidates: Sequence[str], language: str
-    ) -> tuple[Choice, Heard]:
-        """The task of a piece, and what it heard."""
+    ) -> tuple[Choice, Heard | None]:
+        """The task of a piece, and what it heard if that is known already."""
+        settings = self._settings
+        compared = await self._batcher.listen(Listening(piece.wave, tuple(candidates)))
+        if compared.voices is not None:
+            distance = settings.auto_distance
+            if compared.values is None:  # nothing is said
+                return nearest({}, distance), None
+            return by_voice(compared.values, compared.voices, distance), None
+        _check_few(candidates, settings.auto_tasks)
         names = [None, *candidates]
         heard = dict(
             zip(names, await self._all([Job(piece.wave, n, language) for n in names]))
         )
         confidences = {name: heard[name].confidence for name in candidates}
-        threshold = self._settings.auto_threshold
-        chosen = choose(confidences, heard[None].confidence, threshold)
+        threshold = settings.auto_threshold
+        chosen = by_confidence(confidences, heard[None].confidence, threshold)
         return chosen, heard[chosen.task]
 
     async def _all(self, jobs: Sequence[Job]) -> list[Heard]:
@@ -181,6 +185,22 @@ class Transcriber:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
+
+
+def _check_few(candidates: Sequence[str], most: int) -> None:
+    """Refuse too many candidates.
+
+    Raises:
+        Problem: They are.
+    """
+    if len(candidates) > most:
+        raise Problem(
+            400,
+            f"{AUTO} chooses among {most:,} tasks at most here, and there are more: "
+            f"name some, as {AUTO}:NAME,NAME",
+            "model",
+            "too_many_tasks",
+        )
 
 
 def language_name(code: str) -> str:

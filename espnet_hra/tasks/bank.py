@@ -203,6 +203,11 @@ class TaskBank(torch.nn.Module):
         head = self.stored.get(name) if self.stored is not None else None
         return Said({}, None) if head is None else Said(head.info, None, head.checksum)
 
+    def note(self, name: str, **info: str) -> None:
+        """Let more be said about a task that is a parameter, see :meth:`said`."""
+        said = self._said.get(name, Said({}, None))
+        self._said[name] = said._replace(info={**said.info, **info})
+
     def gather(
         self,
         names: Sequence[str],

@@ -50,6 +50,7 @@ INFO = {
     "date": (str, "a date such as 2026-01-31"),
     "base_tag": (str, "the base's tag in the model zoo or on the hub"),
     "training": (str, "a digest of configuration, base, controller and data"),
+    "voice": (str, "a text of espnet_hra.tasks.voice"),
 }
 
 #: Most bytes of the record, so that a file exceeds its tensors by 4 KiB at most.

@@ -23,6 +23,7 @@ _MODULES = {
     "export": "looking",
     "import": "changing",
     "verify": "looking",
+    "voice": "changing",
 }
 
 
@@ -30,7 +31,8 @@ def get_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="espnet-hra tasks",
-        description="List, add, remove, export, import and verify a model's tasks.",
+        description="List, add, remove, export, import and verify a model's tasks, and "
+        "note how they sound.",
         epilog="espnet-hra tasks COMMAND --help lists the options of each.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -97,6 +99,14 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="NAME|FILE",
         help="tasks of the model (default: all), or files, with or without --model",
+    )
+
+    sub = command("voice", "note how tasks sound, for a server that is to tell them")
+    sub.add_argument(
+        "data",
+        metavar="DIR",
+        help="Kaldi-style folder with wav.scp and utt2task of what the tasks were "
+        "trained on. Tasks that are trained now have it noted already",
     )
     return parser
 

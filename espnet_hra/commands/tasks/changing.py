@@ -1,4 +1,4 @@
-"""What changes the folder ``tasks``: ``add``, ``import`` and ``remove``."""
+"""What changes the tasks of a model: ``add``, ``import``, ``remove``, ``voice``."""
 
 import argparse
 import contextlib
@@ -116,6 +116,30 @@ def run_add(args: argparse.Namespace) -> None:
     else:
         atomic.write(out, content)
     print(f"{name}: {out}, {len(content):,} bytes")
+
+
+def run_voice(args: argparse.Namespace) -> None:
+    """Note how tasks sound: in their files, or beside the checkpoint."""
+    from espnet_hra.espnet import voices
+    from espnet_hra.espnet.inference import Speech2Text
+    from espnet_hra.tasks import file as taskfile
+
+    found = _writable(args)
+    speech2text: Any = Speech2Text.from_pretrained(
+        args.model, pretrained_model=args.pretrained_model, ctc_greedy="auto"
+    )
+    measured = voices.of_folder(speech2text, Path(args.data))
+    inside = {n: v for n, v in measured.items() if n not in found.store}
+    if inside:
+        folder = found.model_file.parent
+        voices.write(folder, {**voices.read(folder), **inside})
+    for name, voice in measured.items():
+        if name not in inside:
+            file = taskfile.read(found.store.path(name))
+            info = {**file.info, "voice": str(voice)}
+            content = taskfile.pack(file.name, file.tensors, file.record, info)
+            found.store.put(content, name, replace=True)
+        print(f"{name}: {voice.utterances} utterances were listened to")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def run_list(args: argparse.Namespace) -> None:
                 record = taskfile.describe(path)
                 row["bytes"] = path.stat().st_size
                 row["checksum"] = record.get("checksum")
-                row.update({k: record[k] for k in taskfile.INFO if k in record})
+                said = {k: record[k] for k in taskfile.INFO if k in record}
+                said.pop("voice", None)  # numbers that nobody can read
+                row.update(said)
             except TaskError as e:
                 row["problem"] = str(e)
         rows.append(row)
@@ -86,6 +88,7 @@ def run_export(args: argparse.Namespace) -> None:
         tensors = encoder.adapter.heads.tensors(args.name)
         info.setdefault("date", found.date)
         info.setdefault("languages", found.languages(args.name))
+        info = {**encoder.task_info(args.name), **info}
         content = taskfile.pack(args.name, tensors, encoder.identity(), info)
     else:
         raise unknown_task(found, args.name)
