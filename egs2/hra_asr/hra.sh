@@ -1003,7 +1003,7 @@ stage_13() {
         done
         rm -f "${done_dir}/stage13"
     fi
-    printf '%s\n' "${of}" >"${done_dir}/results"
+    put "${done_dir}/results" "${of}"
     if [ "${corpus}" = mini_an4 ]; then
         note="This corpus has seven utterances: it shows that the machinery works, and \
 is no result. The dev set is the training set."
