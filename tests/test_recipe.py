@@ -515,6 +515,43 @@ def test_mini_an4_from_data_to_results(recipe, tmp_path):
     assert stages_that_ran(run(*options, "--seed", "1", script=script)) == []
     uninterrupted = [row for row in read_rows(work) if row["seed"] == "2"]
 
+    # What was damaged since is said, and made again; what depends on it is not.
+    adaptation = work / "asr_hra_seed1"
+    lists, tables = work / "dump" / "dev" / "text", work / "results.tsv"
+    for path, stages in (
+        (work / "dump" / "dev" / "text", [4]),
+        (adaptation / "decode_greedy" / "dev" / "text", [12]),
+        (recipe / "data" / "mini_an4" / "audio", [1]),
+        (work / "RESULTS.md", [13]),
+    ):
+        path = next(iter(sorted(path.glob("*")))) if path.is_dir() else path
+        path.write_bytes(path.read_bytes()[:10])
+        done = run(*options, script=script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert stages_that_ran(done) == stages, path
+        assert (
+            "not what it wrote: " in done.stdout and "cut short, 10 of" in done.stdout
+        )
+    assert lists.stat().st_size > 10
+    # A table of results that is not whole is moved aside; other seeds are asked for.
+    table = tables.read_text()
+    tables.write_text(table[: len(table) // 2])
+    done = run(*options, script=script)
+    assert stages_that_ran(done) == [13]
+    assert len(read_rows(work)) == len(rows) and list(work.glob("results.old-*"))
+    assert stages_that_ran(run(*options, "--seed", "2", script=script)) == [13]
+    assert sorted(tables.read_text().splitlines()) == sorted(table.splitlines())
+    # A training is not done again unasked.
+    model = adaptation / "valid.cer_ctc.ave.pth"
+    weights = model.read_bytes()
+    model.resolve().write_bytes(weights[:-9])
+    for first in ("1", "12"):
+        done = run(*options, "--stage", first, script=script)
+        assert done.returncode == 1 and stages_that_ran(done) == []
+        assert "not what stage 11 has trained. Put it back from a copy" in done.stderr
+    model.resolve().write_bytes(weights)
+    assert stages_that_ran(run(*options, script=script)) == []
+
     # Killed in the middle of the adaptation: resumed, to the same result.
     shutil.rmtree(work / "asr_hra_seed2")
     first = work / "asr_hra_seed2" / "2epoch.pth"
