@@ -230,7 +230,7 @@ is_done() {
     for output in "${@:4}"; do
         case "${output}" in
             --*) break ;;
-            *\**) continue ;;
+            *\**) output=${output%/*} ;;
         esac
         if [ ! -e "${output}" ]; then
             changed=("${output}")

@@ -140,6 +140,9 @@ def test_a_run_from_before_outputs_were_recorded_is_taken_as_it_is(work):
     assert ran(run(work)) == []
     (work / "data" / "text").write_text("")
     assert ran(run(work)) == [1]  # and recorded then
+    shutil.rmtree(work / ".done" / "outputs")
+    shutil.rmtree(work / "data")
+    assert ran(run(work)) == [1]
 
 
 def test_a_damaged_note_is_as_good_as_none(work):
