@@ -644,6 +644,37 @@ def test_a_speaker_with_nothing_to_train_on_is_left_out_and_told(
         assert ids and left_out not in ids
 
 
+@pytest.mark.slow
+def test_skip_bad_says_which_tasks_have_lost_all(recipe, an4, base, tmp_path):
+    for name in ("train", "dev", "test"):
+        write_folder(tmp_path / "own" / name, an4[name], {})
+    train = tmp_path / "own" / "train"
+    lines = (train / "utt2spk").read_text().splitlines()
+    speakers, lost = dict(line.split(None, 1) for line in lines), "ann"
+    lines = (train / "wav.scp").read_text().splitlines()
+    (train / "wav.scp").write_text(
+        "".join(
+            f"{line.split()[0]} /nowhere.wav\n"
+            if speakers[line.split()[0]] == lost
+            else f"{line}\n"
+            for line in lines
+        )
+    )
+    options = ["--corpus", tmp_path / "own", "--python", sys.executable]
+    options += ["--pretrained_model", base, "--stop_stage", "4"]
+    done = run(*options, script=recipe / "run.sh")
+    assert done.returncode == 1 and "--skip_bad true" in done.stdout + done.stderr
+    done = run(*options, "--skip_bad", "true", script=recipe / "run.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    count = list(speakers.values()).count(lost)
+    said = f"train: left out in the validation: {count}, all utterances of: {lost}."
+    assert said in done.stdout
+    assert f"  {lost}: nothing; all of its {count} utterance" in done.stdout
+    dump = recipe / "exp" / "own" / "dump"
+    assert (dump / "left_out.txt").read_text().startswith(f"{said}\n")
+    assert lost not in (dump / "tasks").read_text().split()
+
+
 def test_the_base_decides_the_sampling_rate(recipe, an4, tmp_path):
     from conftest import BASE_CONFIG, make_base
 
