@@ -55,8 +55,8 @@ first_places() {
         echo "A folder has moved since the last run: lists are made again"
         rm -f "${done_dir}"/stage{1,3,4}
     fi
-    [ -s "${done_dir}/places" ] || printf '%s\n' "${first[@]}" >"${done_dir}/places"
-    printf '%s\n' "$@" >"${done_dir}/places.last"
+    put "${done_dir}/places" "${first[@]}"
+    put "${done_dir}/places.last" "$@"
 }
 
 # as_at_first: standard input, with the first places of what has moved.
@@ -79,6 +79,17 @@ as_at_first() {
             print
         }' - /dev/fd/3
 } 3<&0
+
+# put FILE LINE...: write lines to a file, in one step, unless it has them already. A
+# full disk must not leave it empty: it would seem to be of other options or data.
+put() {
+    if [ "$(cat -- "$1" 2>/dev/null)" != "$(printf '%s\n' "${@:2}")" ]; then
+        { printf '%s\n' "${@:2}" >"$1.part" && mv -f -- "$1.part" "$1"; } || {
+            rm -f -- "$1.part"
+            fail_for_space "$1"
+        }
+    fi
+}
 
 # digest ITEM...: a checksum of words, and of the contents of what is given as @PATH.
 # Fails if one of its programs does, or is killed: results of another key are moved aside.
@@ -165,7 +176,9 @@ find_changed() {
     fi
     note=$(note_of "$1" "$2")
     while IFS=$'\t' read -r name how path; do
-        if [ "${name}" = "${note}" ]; then
+        # Pages and pictures of results may be written anew by hand, or by a report.
+        if [ "${name}" = "${note}" ] &&
+            [[ ${how} != changed || ${name}${path} != stage13_*.@(md|png) ]]; then
             changed+=("${path}")
             changed_how+=("${how}")
         fi
@@ -217,7 +230,7 @@ is_done() {
     for output in "${@:4}"; do
         case "${output}" in
             --*) break ;;
-            *\**) continue ;;
+            *\**) output=${output%/*} ;;
         esac
         if [ ! -e "${output}" ]; then
             changed=("${output}")
@@ -262,7 +275,7 @@ own_folder() {
         mv "$1" "${aside}"
     fi
     mkdir -p "$1"
-    printf '%s\n' "$2" >"$1/.key"
+    put "$1/.key" "$2"
 }
 
 # announce COMMAND...: write a command to the log, and run it.

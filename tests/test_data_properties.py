@@ -170,6 +170,11 @@ def all_problems_are_told_at_once(audio, requirements, folder, some):
     assert set(report.good) == (good if any(one.audio for one in some) else set())
     assert report.ok == all(one.good for one in some)
     text = report.format(limit=None)
+    if report.tasks:
+        assert sum(n for n, _ in report.tasks.values()) == len(report.good)
+        for name in report.lost:  # nothing is left of it
+            assert not any(o.good and o.task == name for o in some)
+            assert f"  {name}: nothing" in text or not report.good
     if any(one.audio is not None for one in some):
         if all(any(getattr(o, part) is not None for o in some) for part in PARTS):
             told = {problem.where for problem in report.problems}

@@ -58,7 +58,7 @@ logging.getLogger("espnet_hra").addHandler(Count())
 expected = texts()
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
 found = []
-room = 2**28
+room = 2**27
 while room > 2**18 and "none" not in found:
     used = int(Path("/proc/self/statm").read_text().split()[0])
     used *= resource.getpagesize()

@@ -515,6 +515,43 @@ def test_mini_an4_from_data_to_results(recipe, tmp_path):
     assert stages_that_ran(run(*options, "--seed", "1", script=script)) == []
     uninterrupted = [row for row in read_rows(work) if row["seed"] == "2"]
 
+    # What was damaged since is said, and made again; what depends on it is not.
+    adaptation = work / "asr_hra_seed1"
+    lists, tables = work / "dump" / "dev" / "text", work / "results.tsv"
+    for path, stages in (
+        (work / "dump" / "dev" / "text", [4]),
+        (adaptation / "decode_greedy" / "dev" / "text", [12]),
+        (recipe / "data" / "mini_an4" / "audio", [1]),
+        (work / "RESULTS.md", [13]),
+    ):
+        path = next(iter(sorted(path.glob("*")))) if path.is_dir() else path
+        path.write_bytes(path.read_bytes()[:10])
+        done = run(*options, script=script)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert stages_that_ran(done) == stages, path
+        assert (
+            "not what it wrote: " in done.stdout and "cut short, 10 of" in done.stdout
+        )
+    assert lists.stat().st_size > 10
+    # A table of results that is not whole is moved aside; other seeds are asked for.
+    table = tables.read_text()
+    tables.write_text(table[: len(table) // 2])
+    done = run(*options, script=script)
+    assert stages_that_ran(done) == [13]
+    assert len(read_rows(work)) == len(rows) and list(work.glob("results.old-*"))
+    assert stages_that_ran(run(*options, "--seed", "2", script=script)) == [13]
+    assert sorted(tables.read_text().splitlines()) == sorted(table.splitlines())
+    # A training is not done again unasked.
+    model = adaptation / "valid.cer_ctc.ave.pth"
+    weights = model.read_bytes()
+    model.resolve().write_bytes(weights[:-9])
+    for first in ("1", "12"):
+        done = run(*options, "--stage", first, script=script)
+        assert done.returncode == 1 and stages_that_ran(done) == []
+        assert "not what stage 11 has trained. Put it back from a copy" in done.stderr
+    model.resolve().write_bytes(weights)
+    assert stages_that_ran(run(*options, script=script)) == []
+
     # Killed in the middle of the adaptation: resumed, to the same result.
     shutil.rmtree(work / "asr_hra_seed2")
     first = work / "asr_hra_seed2" / "2epoch.pth"
@@ -605,6 +642,37 @@ def test_a_speaker_with_nothing_to_train_on_is_left_out_and_told(
     for name in ("wav.scp", "text", "utt2task", "speech_shape", "text_shape"):
         ids = [line.split()[0] for line in (dump / "dev" / name).open()]
         assert ids and left_out not in ids
+
+
+@pytest.mark.slow
+def test_skip_bad_says_which_tasks_have_lost_all(recipe, an4, base, tmp_path):
+    for name in ("train", "dev", "test"):
+        write_folder(tmp_path / "own" / name, an4[name], {})
+    train = tmp_path / "own" / "train"
+    lines = (train / "utt2spk").read_text().splitlines()
+    speakers, lost = dict(line.split(None, 1) for line in lines), "ann"
+    lines = (train / "wav.scp").read_text().splitlines()
+    (train / "wav.scp").write_text(
+        "".join(
+            f"{line.split()[0]} /nowhere.wav\n"
+            if speakers[line.split()[0]] == lost
+            else f"{line}\n"
+            for line in lines
+        )
+    )
+    options = ["--corpus", tmp_path / "own", "--python", sys.executable]
+    options += ["--pretrained_model", base, "--stop_stage", "4"]
+    done = run(*options, script=recipe / "run.sh")
+    assert done.returncode == 1 and "--skip_bad true" in done.stdout + done.stderr
+    done = run(*options, "--skip_bad", "true", script=recipe / "run.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    count = list(speakers.values()).count(lost)
+    said = f"train: left out in the validation: {count}, all utterances of: {lost}."
+    assert said in done.stdout
+    assert f"  {lost}: nothing; all of its {count} utterance" in done.stdout
+    dump = recipe / "exp" / "own" / "dump"
+    assert (dump / "left_out.txt").read_text().startswith(f"{said}\n")
+    assert lost not in (dump / "tasks").read_text().split()
 
 
 def test_the_base_decides_the_sampling_rate(recipe, an4, tmp_path):

@@ -140,6 +140,9 @@ def test_a_run_from_before_outputs_were_recorded_is_taken_as_it_is(work):
     assert ran(run(work)) == []
     (work / "data" / "text").write_text("")
     assert ran(run(work)) == [1]  # and recorded then
+    shutil.rmtree(work / ".done" / "outputs")
+    shutil.rmtree(work / "data")
+    assert ran(run(work)) == [1]
 
 
 def test_a_damaged_note_is_as_good_as_none(work):
@@ -155,3 +158,24 @@ def test_other_options_do_the_stage_again_whatever_its_outputs_are(work):
     done = run(work, "2")
     assert ran(done) == [1] and "not what it wrote" not in done.stdout
     assert ran(run(work, "2")) == []
+
+
+def test_a_full_disk_does_not_make_a_training_seem_another(tmp_path):
+    """Its key is kept; a new one is whole or not there."""
+    (tmp_path / "asr").mkdir()
+    (tmp_path / "asr" / ".key").write_text("key\n")
+    script = f"""
+        set -euo pipefail
+        log_dir=$1 done_dir=$1 times=t
+        . {ROOT}/local/stages.sh
+        ln -s /dev/full "$1/asr/.key.part"  # where there is no room
+        put "$1/asr/.key" key
+        put "$1/asr/.key" other
+    """
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and f"cannot write {tmp_path}/asr/.key" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert (tmp_path / "asr" / ".key").read_text() == "key\n"
+    assert [p.name for p in (tmp_path / "asr").iterdir()] == [".key"]

@@ -988,14 +988,14 @@ stage_13() {
     fi
     find_changed 13 "${tag}"
     for ((i = 0; i < ${#changed[@]}; i++)); do
-        if [[ ${changed[i]} == *.tsv && ${changed_how[i]} != changed ]]; then
-            why="not whole, ${changed[i]##*/} was ${changed_how[i]}"
+        if [[ ${changed[i]} == *.tsv ]]; then
+            # Rows of others may be lost: they are scored again when they are asked for.
+            rm -f "${done_dir}/stage13"
+            if [ "${changed_how[i]}" != changed ]; then
+                why="not whole, ${changed[i]##*/} was ${changed_how[i]}"
+            fi
         fi
     done
-    if [ "${#changed[@]}" -gt 0 ]; then
-        # Rows of other runs may be lost: theirs are scored again when they are asked for.
-        rm -f "${done_dir}/stage13"
-    fi
     if [ -n "${why}" ]; then
         aside=$(name_aside "${work}/results")
         echo "The results in ${work} are ${why}: moved to ${aside}"
@@ -1007,7 +1007,7 @@ stage_13() {
         done
         rm -f "${done_dir}/stage13"
     fi
-    printf '%s\n' "${of}" >"${done_dir}/results"
+    put "${done_dir}/results" "${of}"
     if [ "${corpus}" = mini_an4 ]; then
         note="This corpus has seven utterances: it shows that the machinery works, and \
 is no result. The dev set is the training set."

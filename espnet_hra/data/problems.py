@@ -90,7 +90,8 @@ class Report:
                     lines.append(f"  ... and {len(problems) - len(shown):,} more")
                 lines.append(f"  Remedy: {remedy}")
             lines.append("")
-        if losses := self.losses(limit):
+        losses = self.losses(limit)
+        if losses and self.samples:
             lines += ["What the good utterances alone leave of each task:", *losses, ""]
         lines.append(self.summary())
         # An id or a path may hold control characters, which a terminal would obey.

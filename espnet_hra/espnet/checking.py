@@ -82,7 +82,8 @@ def config_kept(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         same = _stat(files["checkpoint.pth"]) == before["checkpoint.pth"]
-        if kept and before["checkpoint.pth"] and same:
+        changed = _stat(files["config.yaml"]) != before["config.yaml"]
+        if kept and before["checkpoint.pth"] and same and changed:
             atomic.write(files["config.yaml"], kept)
         raise
 
