@@ -420,7 +420,7 @@ def test_auto_takes_the_task_whose_voice_is_nearest(voiced):
                 task,
                 False,
             )
-            assert min(told["distance"], key=told["distance"].get) == task
+            assert next(iter(told["likelihood"])) == task and told["distance"] < 100
             wave = soundfile.read(path, dtype="float32")[0]
             assert answer.json()["text"] == _alone(alone, wave, task)
         quiet = write(she.parent / "quiet.wav", np.zeros(16_000))
