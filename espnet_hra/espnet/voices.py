@@ -86,7 +86,7 @@ def of_training(args: argparse.Namespace, model: Any) -> dict[str, Voice]:
                 utt2task.update(line.split(maxsplit=1) for line in file)
     data = ESPnetDataset(speech, preprocess=None)
     utterances: dict[str, list[str]] = {name: [] for name in model.encoder.tasks}
-    for utterance in data.names():
+    for utterance in data:
         task = utt2task.get(utterance, "").strip()
         if not utt2task and len(utterances) == 1:
             (task,) = utterances
