@@ -19,17 +19,22 @@ from espnet_hra.bench.auto import Utterance
 from espnet_hra.bench.serve_load import Block, serving
 from espnet_hra.errors import ConfigError, DataError
 from espnet_hra.serve.engine import Heard
+from espnet_hra.tasks.voice import Likeness
 
 pytest.importorskip("fastapi")
 
 
-def utterance(task, said, away=None, **heard):
-    """What candidates heard: a text and a confidence each; `base` is the base."""
+def utterance(task, said, like=None, **heard):
+    """What candidates heard: a text and a confidence each; `base` is the base.
+
+    `like`: by candidate, likelihood and distance of its voice.
+    """
     found = {
         None if name == "base" else name: Heard(text, score=sure, steps=1)
         for name, (text, sure) in heard.items()
     }
-    return Utterance("u", task, said, found, away, 1.0, 3.0)
+    like = like and {name: Likeness(*values) for name, values in like.items()}
+    return Utterance("u", task, said, found, like, 1.0, 3.0)
 
 
 DATA = [
@@ -56,23 +61,22 @@ def test_the_choice_is_compared_with_the_base_and_with_the_true_names():
 
 def test_voices_are_told_at_the_distance_that_the_dev_set_keeps():
     data = [
-        utterance("a", "one", {"a": 1.0 + i / 1000, "b": 3.0}, a=("one", 0))
+        utterance("a", "one", {"a": (-5, 1 + i / 1000), "b": (-9, 0.5)}, a=("one", 0))
         for i in range(200)
     ]
     # One in a hundred may be lost: of 200 the two that are farthest.
     assert auto.least_distance(data) == pytest.approx(1.20)
-    assert auto.least_distance([*data, utterance("a", "x", {"a": 9.0})]) < 1.21
+    assert auto.least_distance([*data, utterance("a", "x", {"a": (-5, 9)})]) < 1.21
     told = auto.summary(data, 1.1)
     assert "the true task was taken 101 times, the base 99, another 0" in told
     assert "WER" not in told  # with the base nothing was decoded
-    assert "WER 0.00 % with the name, 0.00 % with auto (from 0)" in auto.summary(
-        data, 1.2
-    )
+    told = auto.summary(data, 1.2)
+    assert "WER 0.00 % with the name, 0.00 % with auto (from 0)" in told
 
 
 def test_the_interval_is_of_the_paired_difference():
-    good = {"a": 1.0, "b": 2.0}
-    wrong = {"a": 2.0, "b": 1.0}
+    good = {"a": (-5, 1), "b": (-9, 1)}
+    wrong = {"a": (-9, 1), "b": (-5, 1)}
     read = {"a": ("one two tree", 0), "b": ("x", 0)}
     same = [utterance("a", "one two three", good, **read)] * 20
     assert auto.relative(same, 1.5) == (0, 0)

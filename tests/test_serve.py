@@ -420,7 +420,7 @@ def test_auto_takes_the_task_whose_voice_is_nearest(voiced):
                 task,
                 False,
             )
-            assert min(told["distance"], key=told["distance"].get) == task
+            assert next(iter(told["likelihood"])) == task and told["distance"] < 100
             wave = soundfile.read(path, dtype="float32")[0]
             assert answer.json()["text"] == _alone(alone, wave, task)
         quiet = write(she.parent / "quiet.wav", np.zeros(16_000))
@@ -434,7 +434,7 @@ def test_auto_takes_the_task_whose_voice_is_nearest(voiced):
         assert answer.json()["text"] == _alone(alone, wave, None)
 
 
-def test_a_voice_travels_with_its_task(voiced, base, tmp_path):
+def test_a_voice_travels_with_its_task(voiced, tmp_path):
     """From beside the checkpoint into a file, and from there to another model."""
     exp, she, _ = voiced
     file = tmp_path / "f.safetensors"
@@ -444,14 +444,15 @@ def test_a_voice_travels_with_its_task(voiced, base, tmp_path):
     engine = Engine.open(str(exp))
     own = engine.encoder.task_info(FEMALE)["voice"]
     assert taskfile.describe(file)["voice"] == own
-    other = Engine.open(str(make_adaptation(tmp_path / "other", base)))
+    other = shutil.copytree(exp, tmp_path / "other")
+    (other / "voices.json").unlink()
+    other = Engine.open(str(other))
     assert "voice" not in other.encoder.task_info(FEMALE)
     with serving(other) as url:
         # Without voices the decoders' confidence decides, and the answer says so.
         answer = ask(url, she, "auto", response_format="verbose_json").json()
         assert answer["hra"]["by"] == "confidence"
-        for name, content in ((FEMALE, file.read_bytes()),):
-            assert put(url, name, content).status_code == 200
+        assert put(url, FEMALE, file.read_bytes()).status_code == 200
         answer = ask(url, she, f"auto:{FEMALE}", response_format="verbose_json").json()
         assert answer["hra"]["by"] == "voice"
 

@@ -422,7 +422,7 @@ def test_a_task_is_added_in_one_command(
     assert row["data"].startswith("voice (") and row["scores"][0]["split"] == "dev"
     # How it sounds is in the file, for whoever reads files, and not in the list.
     record = taskfile.describe(model / "tasks" / "new.safetensors")
-    assert Voice.read(record["voice"]).utterances == 4 and "voice" not in row
+    assert Voice.read(record["voice"]).windows > 100 and "voice" not in row
     assert opened(model).tasks == (*TASKS, "new")
     assert {n: exported(model, n, tmp_path / n) for n in TASKS} == before
     assert {n: texts(opened(model), recordings, n) for n in TASKS} == said

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from espnet_hra.errors import BaseModelError, DataError, TaskError
+from espnet_hra.espnet import voices
 
 ADAPTATION = {
     "encoder_conf": {
@@ -135,6 +136,12 @@ def test_checkpoints_hold_the_adapter_only(joint):
         assert all(key.startswith("encoder.adapter.") for key in load(path))
     states = torch.load(joint / "checkpoint.pth", weights_only=True)
     assert all(key.startswith("encoder.adapter.") for key in states["model"])
+
+
+def test_how_each_task_sounds_is_noted_beside_the_checkpoint(joint):
+    found = voices.read(joint)
+    assert found.keys() == {"female", "male"}
+    assert all(voice.windows > 100 for voice in found.values())
 
 
 def test_training_opens_with_the_table_of_parameters(an4, base, tmp_path, caplog):

@@ -35,12 +35,12 @@ from espnet_hra.serve.auto import (
     BY_VOICE,
     Choice,
     by_confidence,
-    nearest,
+    by_voice,
 )
 from espnet_hra.serve.cutting import pieces
 from espnet_hra.serve.engine import Compared, Engine, Heard, Job, Listening
 from espnet_hra.serve.settings import DISTANCE
-from espnet_hra.tasks.voice import distances
+from espnet_hra.tasks.voice import Likeness, compare
 
 #: The name of the base in the table.
 BASE = "base"
@@ -63,7 +63,7 @@ class Line:
         utterance: Its name.
         task: Its true task; empty for speech of none.
         chosen: The task that was chosen, or base.
-        value: Distance of the nearest voice, or confidence of the surest task.
+        value: Distance of the likeliest voice, or confidence of the surest task.
         named: What was written down with the true name.
         auto: What was with the choice.
     """
@@ -85,7 +85,7 @@ class Utterance:
         task: Its true task; None for speech of none.
         said: What is said in it.
         heard: By candidate, as far as it was decoded; None is the base.
-        away: Distance of each candidate's voice; None where it was not asked for.
+        like: Likeness of each candidate's voice; None where it was not asked for.
         named_seconds: Decoding with the true name.
         auto_seconds: Choosing, and decoding with what was chosen.
     """
@@ -94,14 +94,14 @@ class Utterance:
     task: str | None
     said: str
     heard: dict[str | None, Heard]
-    away: Mapping[str, float] | None = None
+    like: Mapping[str, Likeness] | None = None
     named_seconds: float = 0.0
     auto_seconds: float = 0.0
 
     def choice(self, threshold: float) -> Choice:
         """What is chosen at a threshold."""
-        if self.away is not None:
-            return nearest(self.away, threshold)
+        if self.like is not None:
+            return by_voice(self.like, threshold)
         sure = {n: one.confidence for n, one in self.heard.items() if n is not None}
         return by_confidence(sure, self.heard[None].confidence, threshold)
 
@@ -265,29 +265,31 @@ class Listener:
             heard[task] = self._decode([Job(wave, task)])[0]
         named = time.perf_counter() - start
         start = time.perf_counter()
-        away = None
+        like = None
         if self._by == BY_VOICE:
-            away = self._distances(wave)
-            one = Utterance(name, task, said, heard, away)
+            like = self._likenesses(wave)
+            one = Utterance(name, task, said, heard, like)
             if threshold is not None:
                 chosen = one.choice(threshold).task
-                again = self._decode([Job(wave, chosen)])[0]
-                heard.setdefault(chosen, again)
+                if chosen not in heard:
+                    heard[chosen] = self._decode([Job(wave, chosen)])[0]
+                else:  # it would be the same again, and take as long
+                    start -= named
         else:
             everyone = (None, *self.candidates)
             found = self._decode([Job(wave, candidate) for candidate in everyone])
             heard = dict(zip(everyone, found))
         auto = time.perf_counter() - start
-        return Utterance(name, task, said, heard, away, named, auto)
+        return Utterance(name, task, said, heard, like, named, auto)
 
-    def _distances(self, wave: np.ndarray) -> Mapping[str, float]:
+    def _likenesses(self, wave: np.ndarray) -> Mapping[str, Likeness]:
         (found,) = self._engine.decode([Listening(wave, self.candidates)])
         if isinstance(found, Exception):
             raise found
         assert isinstance(found, Compared) and found.voices is not None
-        if found.values is None:  # nothing is said
+        if found.heard is None:  # nothing is said
             return {}
-        return distances(found.values, found.voices)
+        return compare(found.heard, found.voices)
 
     def _decode(self, jobs: Sequence[Job]) -> list[Heard]:
         groups: dict[object, list[int]] = {}
@@ -374,18 +376,20 @@ def best_threshold(data: Sequence[Utterance]) -> float:
 
 def least_distance(data: Sequence[Utterance]) -> float:
     """The distance that no more than one in a hundred exceed."""
-    nearest = sorted(min(one.away.values()) for one in data if one.away)
-    if not nearest:
+    choices = (one.choice(np.inf) for one in data)
+    away = sorted(c.distance for c in choices if c.distance is not None)
+    if not away:
         return DISTANCE
-    kept = int(np.ceil(len(nearest) * (1 - _LOST))) - 1
-    return float(np.ceil(100 * nearest[kept]) / 100)
+    kept = int(np.ceil(len(away) * (1 - _LOST))) - 1
+    return float(np.ceil(100 * away[kept]) / 100)
 
 
 def line(one: Utterance, threshold: float) -> Line:
     """A line of the table."""
     choice = one.choice(threshold)
-    best = min if choice.by == BY_VOICE else max
-    value = best(choice.values.values(), default=float("nan"))
+    value = choice.distance
+    if value is None:
+        value = max(choice.values.values(), default=float("nan"))
     read = [
         one.heard[n].text if n in one.heard else "" for n in (one.task, choice.task)
     ]

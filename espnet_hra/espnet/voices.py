@@ -1,4 +1,4 @@
-"""The voices of tasks, measured with ESPnet's models.
+"""The voices of tasks: where they come from, and where they are kept.
 
 What a voice is: :mod:`espnet_hra.tasks.voice`.
 
@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from espnet_hra.encoder import selection
 from espnet_hra.errors import DataError, TaskError
-from espnet_hra.espnet import padding
 from espnet_hra.files import atomic
-from espnet_hra.tasks.voice import Voice, thinned
+from espnet_hra.tasks.voice import Voice, spectra
 
 logger = logging.getLogger(__name__)
 
@@ -29,63 +26,30 @@ logger = logging.getLogger(__name__)
 FILE = "voices.json"
 
 #: Utterances that are listened to for each task, evenly spaced in its sorted list.
-UTTERANCES = 32
+UTTERANCES = 96
 
-#: Seconds of an utterance that are listened to.
-SECONDS = 10
+#: ESPnet's names of what is read as samples.
+_SOUND = ("sound", "multi_columns_sound", "kaldi_ark")
 
 _FORMAT = "espnet-hra voices 1"
 
 
-@torch.no_grad()
-def heard(model: Any, wave: torch.Tensor) -> np.ndarray:
-    """What the plain base makes of an utterance: its encoder's output, mean over time.
-
-    Args:
-        model: ESPnet's model with an adapted encoder, in evaluation mode.
-        wave: Samples, (samples).
-
-    Returns:
-        At most :data:`espnet_hra.tasks.voice.VALUES` values.
-    """
-    like = next(model.encoder.parameters())
-    if wave.is_floating_point():
-        wave = wave.to(like.dtype)
-    speech = wave[None].to(like.device)
-    lengths = torch.tensor([speech.size(1)], device=like.device)
-    with selection.block(model.encoder, None), padding.alone():
-        encoded, frames = model.encode(speech, lengths)
-    encoded = encoded[0] if isinstance(encoded, tuple) else encoded
-    rows = encoded[0, : max(1, int(frames[0]))].float()
-    return thinned(rows.mean(dim=0).cpu().numpy())
-
-
-def beginning(wave: Any, rate: int) -> torch.Tensor:
-    """What is listened to of an utterance, (samples) or (frames, d) of features."""
-    wave = torch.as_tensor(wave)
-    if wave.dim() == 1:
-        return wave[: SECONDS * rate]
-    return wave.mean(dim=1)[: SECONDS * rate] if wave.size(1) <= 8 else wave
-
-
-def measured(model: Any, waves: Iterable[torch.Tensor]) -> Voice | None:
+def measured(waves: Iterable[Any], rate: int) -> Voice | None:
     """The voice of a task.
 
     Args:
-        model: See :func:`heard`.
-        waves: Some of its utterances, (samples) each. What is too short is left out.
+        waves: Some of its utterances: (samples), or (samples, channels).
+        rate: In Hz.
 
     Returns:
-        None if they are too few.
+        None if there are none.
     """
-    from espnet2.legacy.nets.pytorch_backend.transformer import subsampling
-
     found = []
     for wave in waves:
-        try:
-            found.append(heard(model, wave))
-        except subsampling.TooShortUttError:
-            continue
+        samples = np.asarray(wave)
+        if samples.ndim == 2:
+            samples = samples.mean(axis=1)
+        found.append(spectra(samples, rate))
     return Voice.of(found)
 
 
@@ -105,7 +69,7 @@ def of_training(args: argparse.Namespace, model: Any) -> dict[str, Voice]:
 
     Args:
         args: Its options.
-        model: With these tasks; it is left in the mode that it is in.
+        model: With these tasks.
     """
     from espnet2.train.dataset import ESPnetDataset
 
@@ -113,6 +77,8 @@ def of_training(args: argparse.Namespace, model: Any) -> dict[str, Voice]:
 
     streams = args.train_data_path_and_name_and_type
     speech = [stream for stream in streams if stream[1] == "speech"]
+    if any(kind not in _SOUND for *_, kind in speech):
+        raise DataError(f"the training has features, and no sound: {speech}")
     utt2task: dict[str, str] = {}
     for path, name, _ in streams:
         if name == "utt2task":
@@ -120,24 +86,17 @@ def of_training(args: argparse.Namespace, model: Any) -> dict[str, Voice]:
                 utt2task.update(line.split(maxsplit=1) for line in file)
     data = ESPnetDataset(speech, preprocess=None)
     utterances: dict[str, list[str]] = {name: [] for name in model.encoder.tasks}
-    for utterance in data.names():
+    for utterance in data:
         task = utt2task.get(utterance, "").strip()
         if not utt2task and len(utterances) == 1:
             (task,) = utterances
         if task in utterances:
             utterances[task].append(utterance)
     rate = requirements_from_config(args).sample_rate
-    was = model.training
-    model.eval()
-    try:
-        found = {
-            name: measured(
-                model, (beginning(data[u][1]["speech"], rate) for u in some(own))
-            )
-            for name, own in utterances.items()
-        }
-    finally:
-        model.train(was)
+    found = {
+        name: measured((data[u][1]["speech"] for u in some(own)), rate)
+        for name, own in utterances.items()
+    }
     return {name: voice for name, voice in found.items() if voice is not None}
 
 
@@ -215,8 +174,7 @@ def of_folder(speech2text: Any, folder: Path) -> dict[str, Voice]:
     found = {}
     for name in sorted(set(tasks.values()) & set(speech2text.tasks)):
         own = some([u for u in wavs if tasks.get(u) == name])
-        waves = (resample(*read_audio(wavs[u]), rate).astype(np.float32) for u in own)
-        voice = measured(speech2text.model, (beginning(w, rate) for w in waves))
+        voice = measured((resample(*read_audio(wavs[u]), rate) for u in own), rate)
         if voice is not None:
             found[name] = voice
     if not found:

@@ -1,9 +1,9 @@
 """Choosing the task of a recording that nobody names.
 
 Where all candidates' files say how their speech sounds (:mod:`espnet_hra.tasks.voice`),
-the plain base's encoder hears the beginning of the recording, once. The task whose
-voice is nearest is taken, unless even that is too far: then the recording is of none of
-them, and the base is taken.
+the spectra of the beginning of the recording are compared with theirs. The task whose
+voice they are likeliest of is taken, unless even that is too far: then the recording is
+of none of them, and the base is taken.
 
 Tasks without a voice (made by an older version) are told by confidence: the recording
 is decoded by the base and by every candidate, in mixed batches like any other jobs. The
@@ -16,9 +16,7 @@ it beats the base's confidence by a threshold, and else the base.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from espnet_hra.tasks.voice import Voice, distances
+from espnet_hra.tasks.voice import Likeness
 
 #: How a task was chosen.
 BY_VOICE, BY_CONFIDENCE = "voice", "confidence"
@@ -31,8 +29,9 @@ class Choice(NamedTuple):
         task: Its name; None for the base.
         by: :data:`BY_VOICE` or :data:`BY_CONFIDENCE`.
         threshold: What a task had to reach.
-        values: Of each candidate: distance of its voice, or confidence.
+        values: Of each candidate: the likelihood of its voice, or its confidence.
         base: The base's confidence; None where voices were compared.
+        distance: Of the likeliest voice; None where confidences were compared.
     """
 
     task: str | None
@@ -40,22 +39,23 @@ class Choice(NamedTuple):
     threshold: float
     values: Mapping[str, float]
     base: float | None = None
+    distance: float | None = None
 
     def told(self, base_name: str) -> dict[str, Any]:
         """What the client is told of it: the values, the best ones first."""
-        confident = self.by == BY_CONFIDENCE
-        ranked = sorted(self.values.items(), key=lambda item: item[1])
-        values = dict(reversed(ranked) if confident else ranked)
+        ranked = sorted(self.values.items(), key=lambda item: -item[1])
         if self.base is not None:
-            values = {base_name: self.base, **values}
+            ranked.insert(0, (base_name, self.base))
+        far = {} if self.distance is None else {"distance": round(self.distance, 4)}
         return {
             "model": self.task or base_name,
             "asked": "auto",
             "abstained": self.task is None,
             "by": self.by,
             "threshold": self.threshold,
-            "confidence" if confident else "distance": {
-                name: round(value, 4) for name, value in values.items()
+            **far,
+            "confidence" if self.by == BY_CONFIDENCE else "likelihood": {
+                name: round(value, 4) for name, value in ranked
             },
         }
 
@@ -79,22 +79,17 @@ def by_confidence(
     return Choice(best, BY_CONFIDENCE, threshold, confidences, base)
 
 
-def by_voice(
-    heard: np.ndarray, voices: Mapping[str, Voice], threshold: float
-) -> Choice:
-    """The task of a recording, by how it sounds to the base.
+def by_voice(likenesses: Mapping[str, Likeness], threshold: float) -> Choice:
+    """The task of a recording, by how it sounds; of no candidates, the base.
 
     Args:
-        heard: See :func:`espnet_hra.espnet.voices.heard`.
-        voices: Of the candidates.
-        threshold: The greatest distance at which one is taken.
+        likenesses: Of each candidate's voice.
+        threshold: The greatest distance at which the likeliest one is taken.
     """
-    return nearest(distances(heard, voices), threshold)
-
-
-def nearest(away: Mapping[str, float], threshold: float) -> Choice:
-    """The same, of the distance of each candidate's voice; of none, the base."""
-    best = min(away, key=lambda name: (away[name], name), default=None)
-    if best is not None and away[best] > threshold:
-        best = None
-    return Choice(best, BY_VOICE, threshold, away)
+    values = {name: one.likelihood for name, one in likenesses.items()}
+    best = max(values, key=lambda name: (values[name], name), default=None)
+    if best is None:
+        return Choice(None, BY_VOICE, threshold, values)
+    distance = likenesses[best].distance
+    taken = best if distance <= threshold else None
+    return Choice(taken, BY_VOICE, threshold, values, distance=distance)

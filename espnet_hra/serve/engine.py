@@ -19,10 +19,9 @@ from espnet_hra.encoder import selection
 from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.inputs import encoded_names
-from espnet_hra.espnet.voices import beginning, heard
 from espnet_hra.serve import lengths
 from espnet_hra.tasks.store import TaskStore
-from espnet_hra.tasks.voice import Voice, comparable
+from espnet_hra.tasks.voice import Voice, spectra
 
 #: What is softer throughout is silence, in dB of full scale; no model is asked.
 _SILENT_DB = -70
@@ -66,12 +65,12 @@ class Compared:
 
     Attributes:
         voices: Of the candidates; None where one has none.
-        values: What the plain base makes of the recording, (values); None where
-            nothing is said, or there is nothing to compare it with.
+        heard: The recording's spectra, (windows, values); None where nothing is said,
+            or there is nothing to compare it with.
     """
 
     voices: Mapping[str, Voice] | None
-    values: np.ndarray | None = None
+    heard: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -242,12 +241,11 @@ class Engine:
         try:
             voices = {name: self._voice(name) for name in job.candidates}
             known = {n: voice for n, voice in voices.items() if voice is not None}
-            if len(known) < len(voices) or not comparable(known.values()):
+            if len(known) < len(voices):
                 return Compared(None)
             if self._nothing_said(job.wave):
                 return Compared(known)
-            wave = beginning(job.wave, self.rate)
-            return Compared(known, heard(self._speech2text.model, wave))
+            return Compared(known, spectra(job.wave, self.rate))
         except Exception as e:  # of one recording or task, not of the others
             return e
 

@@ -7,7 +7,7 @@ AUTO = "auto"
 
 #: The usual distance at which a voice is not that of a task any more, see
 #: docs/serving.md for where it comes from.
-DISTANCE = 1.5
+DISTANCE = 1.9
 
 
 @dataclass(frozen=True)

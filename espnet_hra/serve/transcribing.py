@@ -8,7 +8,7 @@ import numpy as np
 
 from espnet_hra.errors import NoRoomError, TaskError, UserError
 from espnet_hra.names import TASK_NAME, listing
-from espnet_hra.serve.auto import Choice, by_confidence, by_voice, nearest
+from espnet_hra.serve.auto import Choice, by_confidence, by_voice
 from espnet_hra.serve.batcher import Batcher, ClosedError
 from espnet_hra.serve.cutting import Piece, pieces
 from espnet_hra.serve.engine import Engine, Heard, Job, Listening, is_silent
@@ -16,6 +16,7 @@ from espnet_hra.serve.formats import Segment, Transcript
 from espnet_hra.serve.intake import Intake
 from espnet_hra.serve.problems import Problem, unknown_model
 from espnet_hra.serve.settings import AUTO, Settings
+from espnet_hra.tasks.voice import Likeness, compare
 
 #: Most tasks that one is chosen among by voice.
 _MOST = 1000
@@ -157,9 +158,10 @@ class Transcriber:
         compared = await self._batcher.listen(Listening(piece.wave, tuple(candidates)))
         if compared.voices is not None:
             distance = settings.auto_distance
-            if compared.values is None:  # nothing is said
-                return nearest({}, distance), None
-            return by_voice(compared.values, compared.voices, distance), None
+            found: dict[str, Likeness] = {}
+            if compared.heard is not None:  # something is said
+                found = compare(compared.heard, compared.voices)
+            return by_voice(found, distance), None
         _check_few(candidates, settings.auto_tasks)
         names = [None, *candidates]
         heard = dict(

@@ -139,7 +139,8 @@ def run_voice(args: argparse.Namespace) -> None:
             info = {**file.info, "voice": str(voice)}
             content = taskfile.pack(file.name, file.tensors, file.record, info)
             found.store.put(content, name, replace=True)
-        print(f"{name}: {voice.utterances} utterances were listened to")
+        seconds = voice.windows / 100
+        print(f"{name}: {seconds:.0f} seconds of speech were listened to")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
