@@ -25,7 +25,7 @@ CLASSES = {
     "e_branchformer": EBranchformerEncoder,
 }
 KINDS = tuple(CLASSES)
-CONTROLLERS = ("indrnn", "rnn", "ligru", "none")
+CONTROLLERS = ("indrnn", "rnn", "ligru", "none", "gated")
 HEADS = ("linear", "ffn", "low_rank")
 
 _CGMLP = {"cgmlp_linear_units": 24, "cgmlp_conv_kernel": 3, "rel_pos_type": "latest"}

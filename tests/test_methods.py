@@ -346,6 +346,7 @@ def test_the_costs_of_a_hierarchical_recurrent_adapter(controller, head):
         "rnn": d * c + c * c + c,
         "ligru": 2 * (d * c + c * c + c),
         "none": d * c + c,
+        "gated": 2 * (d * c + c),
     }[controller] + 2 * d
     one = {
         "linear": c * d + d,

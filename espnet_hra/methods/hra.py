@@ -61,7 +61,7 @@ class HierarchicalRecurrentAdapter(Adapter):
     Args:
         backbone: The encoder, for its width d and number L of layers (L for the
             arithmetic only: neither controller nor head depends on the depth).
-        controller: ``indrnn``, ``rnn``, ``ligru`` or ``none``.
+        controller: ``indrnn``, ``rnn``, ``ligru``, ``none`` or ``gated``.
         controller_size: Size c of the controller.
         head: ``linear``, ``ffn`` or ``low_rank``.
         head_size: Inner size f of an ``ffn`` head, rank of a ``low_rank`` one.
