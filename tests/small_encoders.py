@@ -49,6 +49,7 @@ METHOD_CONFS: dict[str, dict[str, Any]] = {
     "lora": {"rank": RANK, "alpha": 3},
     "lily": {"rank": RANK, "stride": 2, "experts": 3},
     "road": {"group_size": 4},
+    "prompt": {"prompt_size": 3},
     "bitfit": {},
     "full": {},
     "none": {},

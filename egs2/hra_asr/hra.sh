@@ -40,7 +40,7 @@ option corpus debian_voices "debian_voices, mini_an4, a corpus of db.sh, or a fo
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
 option classify "" "tasks that tell labels: \"lang spk\" those of utt2lang and utt2spk"
 option clean_text "" "fit texts to the tokens: auto (default for your data) or none"
-option method "" "hra, residual, lora, lily, road, bitfit, full, none (default: asr_config's, hra)"
+option method "" "hra, residual, lora, lily, road, prompt, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
 option pretrained_model "" "the backbone: whisper:base (default), debian_voices, ESPnet pack, folder or tag"
@@ -77,7 +77,7 @@ for number in ${skip_stages}; do
     fi
 done
 
-methods="hra residual lora lily road bitfit full none"
+methods="hra residual lora lily road prompt bitfit full none"
 if [ -n "${method}" ] && [[ " ${methods} " != *" ${method} "* ]]; then
     usage_error "there is no method '${method}'; there are: ${methods}"
 fi
