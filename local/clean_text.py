@@ -143,6 +143,7 @@ def clean_set(
     requirements: Requirements,
     folding: Folding,
     keep_all: bool,
+    labels: Collection[str] = (),
 ) -> Found:
     """Clean one data folder.
 
@@ -152,6 +153,7 @@ def clean_set(
         requirements: What the backbone needs.
         folding: What is done to the texts.
         keep_all: Whether every utterance stays, as in a test set.
+        labels: Tasks whose texts are labels, and stay as they are.
 
     Returns:
         What was found.
@@ -159,6 +161,8 @@ def clean_set(
     columns = {name: read_entries(raw / name) for name in COLUMNS}
     found = Found()
     for utt_id, text in columns["text"].items():
+        if columns["utt2task"][utt_id] in labels:
+            continue
         text = columns["text"][utt_id] = folding(text)
         tokens = requirements.tokenizer(text) if text else []
         unknown = sorted(
@@ -297,6 +301,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--keep", nargs="*", default=[], help="the sets that nothing is left out of"
     )
     parser.add_argument(
+        "--labels", nargs="*", default=[], help="tasks whose texts are labels"
+    )
+    parser.add_argument(
         "--config", type=Path, required=True, help="the backbone's configuration"
     )
     parser.add_argument("--report", type=Path, required=True, help="the whole list")
@@ -333,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 requirements,
                 folding,
                 name in args.keep,
+                args.labels,
             )
             for name in args.sets
         }

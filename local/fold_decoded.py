@@ -30,12 +30,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--like", type=Path, required=True, help="a list of transcripts"
     )
+    parser.add_argument(
+        "--labels", nargs="*", default=[], help="tasks whose texts are labels"
+    )
+    parser.add_argument(
+        "--utt2task",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="lists of tasks: what is of one with labels says nothing, and stays",
+    )
     parser.add_argument("texts", type=Path, nargs="+", help="lists of decoded texts")
     args = parser.parse_args(arguments)
     with one_line():
-        folding = Folding(frozenset("".join(read_entries(args.like).values())) - {" "})
+        told = {
+            utt
+            for path in args.utt2task
+            for utt, task in read_entries(path).items()
+            if task in args.labels
+        }
+        like = (
+            text for utt, text in read_entries(args.like).items() if utt not in told
+        )
+        folding = Folding(frozenset("".join(like)) - {" "})
         for path in args.texts:
-            lines = [f"{utt} {folding(t)}" for utt, t in read_entries(path).items()]
+            lines = [
+                f"{utt} {text if utt in told else folding(text)}"
+                for utt, text in read_entries(path).items()
+            ]
             write_list(path, [line.rstrip() for line in lines])
     return 0
 

@@ -3,24 +3,130 @@
 
 What is mono FLAC or WAV of the rate wanted (--fs) is named where it lies; all else is
 converted to FLAC, segments are cut, and commands are run (with --run_pipes true): it is
-`espnet-hra format` for the recipe's sets and tasks. Audio that cannot be read keeps its
-place in the list: the validation that follows reports it together with everything else
-that is bad.
+`espnet-hra format` for the recipe's sets and tasks. With --classify lang, utterances
+stand there once more, as those of the task lang, with labels in utt2lang as texts.
+Audio that cannot be read keeps its place in the list: the validation that follows
+reports it together with everything else that is bad.
 """
 
 import argparse
 import hashlib
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet_hra.data.audio import SAMPLE_RATE
 from espnet_hra.data.intake import make_plain, read_pieces, some_failures, stamp
 from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.names import check_task_name
+from espnet_hra.tasks.config import CLASSIFY
 
 from corpus import CorpusError, one_line
 
 COLUMNS = ("text", "utt2spk", "utt2task")
+
+
+@dataclass
+class Labels:
+    """The labels that some tasks tell.
+
+    Attributes:
+        tasks: Their names; the labels of ``lang`` stand in ``utt2lang``.
+        folders: Where else than in the data these lists may be.
+        known: The labels of each, those of the first set that is written; others are
+            left out of later ones, as nothing teaches them.
+        others: The names of the other tasks of that set.
+    """
+
+    tasks: Sequence[str]
+    folders: Sequence[Path] = ()
+    others: Sequence[str] = ()
+    known: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, task: str, data: Path) -> dict[str, str]:
+        """The labels of a task's utterances.
+
+        Raises:
+            CorpusError: There are none, or one is no word.
+        """
+        found: dict[str, str] = {}
+        lists = [folder / f"utt2{task}" for folder in (*self.folders, data)]
+        for path in lists:
+            if path.is_file():
+                found.update(read_entries(path))
+        if not found:
+            raise CorpusError(
+                f"--classify {task}: there is no {lists[-1]}, nor one in the corpus: "
+                "write a line for each utterance, its id, a space, its label"
+            )
+        odd = sorted(u for u, label in found.items() if label.split() != [label])
+        if odd:
+            raise CorpusError(
+                f"--classify {task}: {odd[0]}: {found[odd[0]]!r} is no label, which is "
+                f"one word: correct utt2{task}"
+            )
+        return found
+
+    def records(self) -> list[str]:
+        """All tasks as ``encoder_conf: tasks`` takes them, one a line."""
+        own = [
+            json.dumps({"name": task, "head": CLASSIFY, "labels": labels})
+            for task, labels in self.known.items()
+        ]
+        return [*self.others, *own]
+
+
+def add_labels(
+    columns: dict[str, dict[str, str]], ids: list[str], data: Path, labels: Labels
+) -> tuple[dict[str, str], int]:
+    """Let utterances stand there once more, for the tasks that tell labels.
+
+    Args:
+        columns: The lists of a data folder, which grow.
+        ids: Its utterances, which grow.
+        data: The folder.
+        labels: The tasks.
+
+    Returns:
+        Of what each new utterance is another copy; and how many were left out, as
+        their label is not among those that can be learned.
+
+    Raises:
+        CorpusError: A task's name is taken, or it has fewer than two labels.
+    """
+    copies: dict[str, str] = {}
+    unknown, own = 0, list(ids)
+    for task in labels.tasks:
+        if task in columns["utt2task"].values():
+            raise CorpusError(
+                f"--classify {task}: the corpus has a task of this name: rename it, or "
+                f"the list utt2{task}"
+            )
+        found = labels.of(task, data)
+        told = {u: found[u] for u in own if u in found}
+        known = labels.known.setdefault(task, sorted(set(told.values())))
+        if len(known) < 2:
+            raise CorpusError(
+                f"--classify {task}: the utterances of {data.name} have fewer than two "
+                f"labels in utt2{task} ({', '.join(known) or 'none'})"
+            )
+        for utt_id, label in told.items():
+            if label not in known:
+                unknown += 1
+                continue
+            copy = f"{task}-{utt_id}"
+            copies[copy] = utt_id
+            columns["text"][copy] = label
+            columns["utt2spk"][copy] = columns["utt2spk"][utt_id]
+            columns["utt2task"][copy] = task
+    twice = sorted(copies.keys() & set(own))
+    if twice:
+        raise CorpusError(f"{data}: {twice[0]} is an utterance already: rename it")
+    ids += copies
+    ids.sort()
+    return copies, unknown
 
 
 def format_set(
@@ -32,6 +138,7 @@ def format_set(
     rate: int,
     run_pipes: bool = False,
     moved: Sequence[str] = (),
+    labels: Labels | None = None,
 ) -> str:
     """Write one data folder.
 
@@ -45,6 +152,7 @@ def format_set(
         run_pipes: Whether commands may be run.
         moved: Folders that have moved, each with its first place behind it: files have
             the stamps that they had there.
+        labels: The tasks that tell labels.
 
     Returns:
         A line that says what was done.
@@ -71,17 +179,28 @@ def format_set(
     made = make_plain({utt_id: pieces[utt_id] for utt_id in ids}, audio, rate, nj)
     for line in some_failures(made.failures):
         print(f"warning: {line}", file=sys.stderr, flush=True)
+    more = ""
+    if labels is not None and labels.tasks:
+        if not labels.known:
+            labels.others = sorted({columns["utt2task"][utt_id] for utt_id in ids})
+        copies, unknown = add_labels(columns, ids, data, labels)
+        paths = {copy: made.paths[utt_id] for copy, utt_id in copies.items()}
+        made.paths.update(paths)
+        more = f", {len(copies)} once more for {', '.join(labels.tasks)}"
+        if unknown:
+            more += f" ({unknown} left out: their label is not in the training data)"
     columns["wav.scp"] = made.paths
     lists = {
         name: [f"{utt_id} {column[utt_id]}" for utt_id in ids]
         for name, column in columns.items()
     }
-    stamps = "\n".join(stamp(pieces[utt_id].entry) for utt_id in ids)
+    stamps = "\n".join(stamp(pieces[u].entry) for u in ids if u in pieces)
     for place, first in zip(moved[::2], moved[1::2], strict=True):
         stamps = stamps.replace(f"{place}/", f"{first}/")
     digest = hashlib.sha256(stamps.encode("utf-8")).hexdigest()
     write_lists(dump, {**lists, "audio_stamp": [digest]})
-    return f"{dump.name}: {len(ids)} utterances, {made.converted} of them converted"
+    said = f"{dump.name}: {len(ids)} utterances, {made.converted} of them converted"
+    return said + more
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -98,6 +217,21 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sets", nargs="+", required=True, help="the data sets")
     parser.add_argument("--tasks", nargs="*", help="the tasks to keep (default: all)")
+    parser.add_argument(
+        "--classify",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="tasks that tell labels: lang those in utt2lang, and so on",
+    )
+    parser.add_argument(
+        "--labels",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="where such lists may be besides the data folders",
+    )
     parser.add_argument(
         "--all_tasks", nargs="*", default=[], help="the data sets to keep whole"
     )
@@ -134,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = get_parser().parse_args(arguments)
     with one_line():
+        labels = Labels([check_task_name(name) for name in args.classify], args.labels)
         for name in [*args.sets, *args.all_tasks]:
             tasks = args.tasks if args.tasks and name in args.sets else None
             audio = args.audio or args.dump / "audio"
@@ -146,8 +281,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.fs,
                 args.run_pipes == "true",
                 args.moved,
+                labels if name in args.sets else None,
             )
             print(line, flush=True)
+        if labels.tasks:
+            write_lists(args.dump, {"records": labels.records()})
     return 0
 
 

@@ -154,6 +154,9 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         help="lists of languages; those that are not there are left out",
     )
+    parser.add_argument(
+        "--labels", nargs="*", default=[], help="tasks that tell labels, no texts"
+    )
     parser.add_argument("--lang", default="", help="the language of all utterances")
     parser.add_argument(
         "--eval", type=Path, required=True, help="the folder of what is decoded"
@@ -190,13 +193,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.model:
             kept = args.out.with_name("heard_languages.json")
             hear = Listener(*args.model, args.utt2task.parent, kept)
-        languages = languages_of(read_entries(args.utt2task), spoken, args.lang, hear)
+        spoken_of = {
+            utt: task
+            for utt, task in read_entries(args.utt2task).items()
+            if task not in args.labels
+        }
+        languages = languages_of(spoken_of, spoken, args.lang, hear)
         content = json.dumps(languages) + "\n"
         if not args.out.is_file() or args.out.read_text(encoding="utf-8") != content:
             for task, code in languages.items():
                 check_language(task, code)
         tasks = read_entries(args.eval / "utt2task")
-        lines = [f"{utt} {languages[task]}" for utt, task in tasks.items()]
+        lines = [
+            f"{utt} {languages[task]}"
+            for utt, task in tasks.items()
+            if task not in args.labels
+        ]
         write_lists(args.eval, {"utt2lang": lines})
         args.out.write_text(content, encoding="utf-8")
     return 0

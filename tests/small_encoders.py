@@ -25,7 +25,7 @@ CLASSES = {
     "e_branchformer": EBranchformerEncoder,
 }
 KINDS = tuple(CLASSES)
-CONTROLLERS = ("indrnn", "rnn", "ligru", "none")
+CONTROLLERS = ("indrnn", "rnn", "ligru", "none", "gated")
 HEADS = ("linear", "ffn", "low_rank")
 
 _CGMLP = {"cgmlp_linear_units": 24, "cgmlp_conv_kernel": 3, "rel_pos_type": "latest"}
@@ -49,6 +49,7 @@ METHOD_CONFS: dict[str, dict[str, Any]] = {
     "lora": {"rank": RANK, "alpha": 3},
     "lily": {"rank": RANK, "stride": 2, "experts": 3},
     "road": {"group_size": 4},
+    "prompt": {"prompt_size": 3},
     "bitfit": {},
     "full": {},
     "none": {},

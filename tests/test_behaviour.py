@@ -51,6 +51,8 @@ VARIANTS = {
     "hra-rnn": {"controller": "rnn"},
     "hra-ligru-ffn": {"controller": "ligru", "head": "ffn"},
     "hra-none": {"controller": "none"},
+    "hra-gated": {"controller": "gated"},
+    "hra-prompt": {"prompt_size": 3},
     "hra-low-rank": {"head": "low_rank"},
     "hra-shared-head": {"shared_head": True, "output_scale": "layer"},
     "lora-all-dora": {"adapter": "lora", "matrices": "all", "dora": True},

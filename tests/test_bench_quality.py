@@ -33,7 +33,7 @@ CONF = ROOT / "conf"
 RECIPE = ROOT / "egs2" / "hra_asr"
 PLAN = yaml.safe_load((CONF / "quality.yaml").read_text())
 VARIANTS = (CONF / "variants.yaml").read_text()
-FILES = ("hra", "residual_r10", "lora_r6", "lily", "road", "bitfit", "full")
+FILES = ("hra", "residual_r10", "lora_r6", "lily", "road", "prompt", "bitfit", "full")
 NAMES = (*FILES, *yaml.safe_load(VARIANTS))
 
 

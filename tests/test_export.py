@@ -138,9 +138,13 @@ class Pass(torch.nn.Module):
 
 CASES = [
     *({"adapter": "hra", "head": head} for head in ("linear", "ffn", "low_rank")),
-    *({"adapter": "hra", "controller": c} for c in ("rnn", "ligru", "none")),
+    *({"adapter": "hra", "controller": c} for c in ("rnn", "ligru", "none", "gated")),
     {"adapter": "hra", "shared_head": True},
-    *({"adapter": name} for name in ("residual", "lora", "lily", "road", "bitfit")),
+    {"adapter": "hra", "prompt_size": 3},
+    *(
+        {"adapter": name}
+        for name in ("residual", "lora", "lily", "road", "prompt", "bitfit")
+    ),
     {"adapter": "residual", "placement": "parallel"},
     {"adapter": "lora", "shared_rank": 2},
 ]

@@ -346,6 +346,7 @@ def test_the_costs_of_a_hierarchical_recurrent_adapter(controller, head):
         "rnn": d * c + c * c + c,
         "ligru": 2 * (d * c + c * c + c),
         "none": d * c + c,
+        "gated": 2 * (d * c + c),
     }[controller] + 2 * d
     one = {
         "linear": c * d + d,
@@ -378,6 +379,7 @@ def test_the_costs_of_rivals(kind, adapter):
             LAYERS * sum(r * i + experts * r + experts * r * o for _, (o, i) in linear),
         ),
         "road": (rotated, 2 * rotated),
+        "prompt": (3 * d + LAYERS, LAYERS * (2 * 3 * d + 2 * d * d)),
         "residual": (LAYERS * (2 * d * r + r + d + 2 * d), LAYERS * 2 * d * r),
         "lora": (LAYERS * 2 * 2 * d * r, LAYERS * 2 * 2 * d * r),
         "bitfit": (sum(n for name, n in layers.items() if name.endswith(".bias")), 0),
@@ -434,6 +436,8 @@ NAN, INF = float("nan"), float("inf")
         ("lily", {"experts": 1.5}, "experts: 1.5"),
         ("lily", {"scaling": 0}, "scaling: 0 must be above 0"),
         ("lily", {"matrices": ["query"]}, "'query' is no linear module"),
+        ("prompt", {"prompt_size": 0}, "prompt_size: 0 must be a whole number"),
+        ("hra", {"prompt_size": -1}, "prompt_size: -1 must be a whole number, 0 or"),
         ("road", {"group_size": 3}, "group_size: 3 must be even"),
         ("road", {"group_size": 64}, "has .* outputs, which are no groups of 64"),
         (

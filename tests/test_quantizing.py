@@ -24,6 +24,8 @@ ABLE = {
     "parallel": ("residual", {"rank": 2, "placement": "parallel"}),
     "lily": ("lily", {"rank": 2}),
     "road": ("road", {"group_size": 4}),
+    "prompt": ("prompt", {"prompt_size": 1}),
+    "hra_prompt": ("hra", {"prompt_size": 3, "decoder": True}),
     "one": ("hra", {"one_for_all": True}),
     "none": ("none", {}),
 }

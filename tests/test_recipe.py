@@ -86,6 +86,10 @@ def test_help_lists_options_with_their_defaults():
         (["--corpus", "/no/such/folder"], "no folder '/no/such/folder'"),
         (["--corpus", "mini_an4", "--asr_config", "no.yaml"], "no file 'no.yaml'"),
         (["--corpus", "mini_an4", "--regime", "new_task"], "--init_adapter"),
+        (
+            ["--corpus", "mini_an4", "--method", "none", "--classify", "spk"],
+            "--classify is of an adaptation",
+        ),
         (["--corpus", "mini_an4", "--pretrained_model", "no.zip"], "no file"),
     ],
 )

@@ -41,6 +41,8 @@ def next_state(kind, p, x, h, layer):
         return relu(z + p["u"] * h)
     if kind == "rnn":
         return relu(z + p["U"] @ h)
+    if kind == "gated":  # a light GRU that never has a state before
+        return (1.0 - sigmoid(z[: len(h)])) * relu(z[len(h) :])
     z = z + p["U"] @ h
     gate, candidate = sigmoid(z[: len(h)]), relu(z[len(h) :])
     return gate * h + (1.0 - gate) * candidate

@@ -28,7 +28,10 @@ def experiment(request, an4, base, tmp_path_factory) -> Path:
         pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp(request.param) / "exp"
     conf = adaptation(request.param, ctc="frozen")
-    return train(an4, base, folder, max_epoch=5, encoder_conf=conf)
+    more = {}
+    if request.param == "prompt":  # its gates, which begin at zero, come first to learn
+        more = {"optim_conf": {"lr": 0.2, "weight_decay": 0.01}}
+    return train(an4, base, folder, max_epoch=5, encoder_conf=conf, **more)
 
 
 def test_training_learns_and_writes_adapters_only(experiment):

@@ -1,5 +1,6 @@
 """Error rates and tables: what is counted, what is refused, what is kept."""
 
+import dataclasses
 import json
 import math
 
@@ -315,3 +316,13 @@ def test_a_task_that_became_worse_is_named(frozen, adapted, why):
     if why is not None:
         assert why in found[0].line() and found[0].line().startswith("a (hra, seed 1, ")
         assert health.section(found).startswith("## Tasks that need a look\n\n- a (hra")
+
+
+def test_as_many_errors_in_other_utterances_are_chance():
+    base, lines = rated("none", "a", "test", 30, 0)
+    row, own = rated("hra", "a", "test", 30)
+    assert [one.task for one in health.sick([base, row], lines + own)] == ["a"]
+    fewer, more = own[0].errors - 1, own[1].errors + 1
+    own[0] = dataclasses.replace(own[0], errors=fewer)
+    own[1] = dataclasses.replace(own[1], errors=more)
+    assert health.sick([base, row], lines + own) == []

@@ -28,6 +28,7 @@ TOY = Sizes(80, 1500, 32, 2, 2, 51865, 448, 32, 2, 2)
 KINDS = (
     *FILES,
     "hra_one",
+    "hra_prompt",
     "hra_shared_r16",
     "residual_parallel_r3",
     "residual_encoder",

@@ -38,8 +38,9 @@ option expdir "" "where all else goes (default: exp in the recipe's folder)"
 option python python3 "the Python with ESPnet"
 option corpus debian_voices "debian_voices, mini_an4, a corpus of db.sh, or a folder"
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
+option classify "" "tasks that tell labels: \"lang spk\" those of utt2lang and utt2spk"
 option clean_text "" "fit texts to the tokens: auto (default for your data) or none"
-option method "" "hra, residual, lora, lily, road, bitfit, full, none (default: asr_config's, hra)"
+option method "" "hra, residual, lora, lily, road, prompt, bitfit, full, none (default: asr_config's, hra)"
 option regime joint "joint (controller and heads), or new_task (heads only)"
 option init_adapter "" "checkpoint of the joint training that new_task starts from"
 option pretrained_model "" "the backbone: whisper:base (default), debian_voices, ESPnet pack, folder or tag"
@@ -76,7 +77,7 @@ for number in ${skip_stages}; do
     fi
 done
 
-methods="hra residual lora lily road bitfit full none"
+methods="hra residual lora lily road prompt bitfit full none"
 if [ -n "${method}" ] && [[ " ${methods} " != *" ${method} "* ]]; then
     usage_error "there is no method '${method}'; there are: ${methods}"
 fi
@@ -220,7 +221,7 @@ if [ ! -f "${inference_config}" ]; then
     inference_config=conf/decode_greedy.yaml
 fi
 if [ "${method}" = none ]; then
-    for item in asr_config variant asr_args init_adapter; do
+    for item in asr_config variant asr_args init_adapter classify; do
         if [ -n "${!item}" ]; then
             usage_error "--method none adapts nothing, and --${item} is of an adaptation"
         fi
@@ -254,6 +255,7 @@ fi
 
 # Words of options that hold several; nothing in them is expanded.
 read -r -a task_names <<<"${tasks}"
+read -r -a label_names <<<"${classify}"
 read -r -a asr_words <<<"${asr_args}"
 read -r -a inference_words <<<"${inference_args}"
 read -r -a train_words <<<"${train_cmd}"
@@ -323,8 +325,13 @@ if [ "${#task_names[@]}" -gt 0 ]; then
         subset=${#task_names[@]}-$(digest "${task_names[@]}" | cut -c 1-6)
     fi
     subset=tasks-${subset//[^A-Za-z0-9._-]/_}
-    dump=${dump}_${subset}
 fi
+if [ "${#label_names[@]}" -gt 0 ]; then
+    mapfile -t label_names < <(printf '%s\n' "${label_names[@]}" | sort -u)
+    subset=${subset:+${subset}_}classify$(printf -- '-%s' "${label_names[@]}")
+    subset=${subset//[^A-Za-z0-9._-]/_}
+fi
+dump=${dump}${subset:+_${subset}}
 for item in "${work}" "${dump}"; do
     # ESPnet separates path, name and type of data by commas.
     if [[ ${item} == *,* ]]; then
@@ -385,7 +392,7 @@ if "${train_backbone}" && [ -n "${subset}" ]; then
     # The backbone is that of all tasks, whatever is adapted; then it is a given one.
     if [ "${stage}" -le 8 ] && ! { "${skip_data_prep}" && "${skip_train}"; }; then
         echo "The backbone is trained on all tasks:"
-        (cd -- "${start_dir}" && bash "${OLDPWD}/hra.sh" "$@" --tasks "" \
+        (cd -- "${start_dir}" && bash "${OLDPWD}/hra.sh" "$@" --tasks "" --classify "" \
             --stop_stage "$((stop_stage < 8 ? stop_stage : 8))")
         if [ ! -f "${backbone_file}" ]; then
             echo "Its stages come before all that concerns ${subset}"
@@ -563,8 +570,16 @@ decode() {
         options+=(--data_path_and_name_and_type "${dump}/eval/utt2lang,utt2lang,text")
     fi
     mapfile -t lists < <(files_of "${dump}" wav.scp "${sets[@]}")
+    : >"${folder}/jobs/without"
+    if ! "$4" && [ "${#label_names[@]}" -gt 0 ]; then
+        # The frozen backbone knows no labels.
+        printf '%s\n' "${label_names[@]}" | awk 'NR == FNR { labels[$1]; next }
+            $2 in labels { print $1 }' - "${dump}/eval/utt2task" >"${folder}/jobs/without"
+    fi
     for ((job = 1; job <= inference_nj; job++)); do
         cat "${lists[@]}" | in_order_of "${dump}/eval/ids" |
+            awk 'FILENAME != "-" { without[$1]; next } ! ($1 in without)' \
+                "${folder}/jobs/without" - |
             awk -v n="${inference_nj}" -v i="${job}" 'NR % n == i % n { print $1 }' \
                 >"${folder}/jobs/keys.${job}"
         if [ ! -s "${folder}/jobs/keys.${job}" ]; then
@@ -601,7 +616,8 @@ decode() {
     if "${whisper}"; then
         mapfile -t texts < <(files_of "${folder}" text "${sets[@]}")
         announce "${prepare_python}" local/fold_decoded.py \
-            --like "${dump}/train/text" "${texts[@]}"
+            "${texts[@]}" --like "${dump}/train/text" --labels "${label_names[@]}" \
+            --utt2task "${dump}/train/utt2task" "${dump}/eval/utt2task"
     fi
 }
 
@@ -611,6 +627,7 @@ languages() {
     mapfile -t lists < <(files_of "${data}" utt2lang "${task_sets[@]}" &&
         files_of "${corpus}" utt2lang . "${task_sets[@]}")
     "${prepare_python}" local/languages.py --lang "${lang}" --utt2lang "${lists[@]}" \
+        --labels "${label_names[@]}" \
         --utt2task "${dump}/train/utt2task" --eval "${dump}/eval" \
         --model "${base_config}" "${base_model}" --out "${dump}/languages.json" \
         2>"${log_dir}/languages.txt" || {
@@ -668,7 +685,7 @@ stage_1() {
 }
 
 stage_3() {
-    local options=()
+    local options=() set
     if [ "${#task_names[@]}" -gt 0 ]; then
         options+=(--tasks "${task_names[@]}")
     fi
@@ -679,6 +696,15 @@ stage_3() {
     if [ "${#places[@]}" -gt 0 ]; then
         options+=(--moved "${places[@]}")
     fi
+    if [ "${#label_names[@]}" -gt 0 ]; then
+        options+=(--classify "${label_names[@]}")
+        if [ "${corpus}" != "${name}" ]; then
+            options+=(--labels "${corpus}")
+            for set in "${task_sets[@]}"; do
+                options+=("${corpus}/${set}")
+            done
+        fi
+    fi
     announce "${prepare_python}" local/format_wav_scp.py --data "${data}" \
         --dump "${dump}/raw" --audio "${audio}" --nj "${nj}" --fs "${fs}" \
         --run_pipes "${run_pipes}" --sets "${task_sets[@]}" "${options[@]}"
@@ -687,7 +713,10 @@ stage_3() {
 stage_4() {
     local set name config=${dump}/validation.yaml extra unknown ids texts from options
     local lost count
-    local tokens=
+    local tokens= told=()
+    if [ "${#label_names[@]}" -gt 0 ]; then
+        told=(--tasks "${dump}/raw/records")
+    fi
     if "${train_backbone}"; then
         # Every character of the training texts; stage 5 leaves out those of bad ones.
         mapfile -t texts < <(files_of "${dump}/raw" text "${token_sets[@]}")
@@ -701,6 +730,7 @@ stage_4() {
         printf '%s\n' "$(cat "${validation_config}")" "${tokens}" >"${config}"
         announce "${prepare_python}" local/clean_text.py --raw "${dump}/raw" \
             --out "${from}" --sets "${all_sets[@]}" --keep test --config "${config}" \
+            --labels "${label_names[@]}" \
             --report "${log_dir}/clean_text.txt" --note "${dump}/note.txt"
     fi
     : >"${dump}/left_out.txt"
@@ -723,6 +753,7 @@ stage_4() {
             "${options[@]}" \
             --utt2task "${from}/${set}/utt2task" \
             --config "${config}" \
+            "${told[@]}" \
             --skip_bad "${skip_bad}" \
             --skip_long true \
             --report "${log_dir}/validate_${set}.txt" \
@@ -939,7 +970,10 @@ stage_10() {
 }
 
 stage_11() {
-    local options=() base=${base_model}
+    local options=() base=${base_model} listed=${task_list}
+    if [ "${#label_names[@]}" -gt 0 ]; then
+        listed=${dump}/raw/records
+    fi
     if [ "${regime}" = new_task ]; then
         options+=(--encoder_conf adapter_conf.regime=new_task)
     fi
@@ -960,7 +994,7 @@ stage_11() {
     train true train dev \
         --config "${asr_config}" \
         --pretrained_model "${base}" \
-        --encoder_conf "tasks='${task_list//\'/\'\'}'" \
+        --encoder_conf "tasks='${listed//\'/\'\'}'" \
         --seed "${seed}" \
         --output_dir "${asr_exp}" \
         "${options[@]}" \
@@ -1020,6 +1054,9 @@ is no result. The dev set is the training set."
     fi
     if [ -n "${note}" ]; then
         options+=(--note "${note}")
+    fi
+    if [ "${#label_names[@]}" -gt 0 ]; then
+        options+=(--tasks "${dump}/raw/records")
     fi
     for set in "${eval_sets[@]}"; do
         options+=(--utt2task "${dump}/${set}/utt2task")
@@ -1213,6 +1250,13 @@ if wanted 3; then
     mapfile -t lists < <(files_of "${dump}/raw" wav.scp "${all_sets[@]}")
     if [ "${fs}" != 16000 ]; then
         key+=("${fs}")
+    fi
+    if [ "${#label_names[@]}" -gt 0 ]; then
+        mapfile -t lists < <(for item in "${label_names[@]}"; do
+            files_of "@${data}" "utt2${item}" "${task_sets[@]}"
+            files_of "@${corpus}" "utt2${item}" . "${task_sets[@]}"
+        done)
+        key+=(classify "${label_names[@]}" "${lists[@]}")
     fi
     key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
     run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}" \

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 #: Each is a module of this package with a `main(argv)`.
 BENCHMARKS = {
     "quality": "error rates of all adapters on one frozen backbone",
+    "findings": "the page of open questions, from tables of results",
     "speed": "time and memory, against the bare encoder and the rivals",
     "many_tasks": "time, memory and pauses with thousands of tasks",
     "whisper": "how fast an adapted Whisper reads, beside faster-whisper",

@@ -11,7 +11,10 @@ from espnet_hra.files.checkpoint import read_training
 from espnet_hra.files.config import read_yaml
 from espnet_hra.files.variants import longer, read_config
 
-PARTS = ("rates", "lengths", "choices", "runs", "alone", "forgetting")
+PARTS = (
+    *("rates", "lengths", "choices", "runs", "alone", "forgetting"),
+    *("counts", "newcomers"),
+)
 
 #: The table of what was judged on dev.
 DEV = "dev.tsv"
@@ -46,6 +49,16 @@ def _is_lengths(value: Any) -> bool:
     return _numbers(value, int) and all(n > 0 for v in value.values() for n in v)
 
 
+def _is_numbers(value: Any, key: str, more: tuple[str, ...] = ()) -> bool:
+    """Whether a part says of which configuration, and of how many tasks."""
+    if not isinstance(value, dict) or not isinstance(value.get("config"), str):
+        return False
+    lists = {"seeds": value.get("seeds", [1]), key: value.get(key)}
+    known = {"config", "seeds", key, *more} >= value.keys()
+    whole = all(type(value.get(one)) is int and value[one] > 0 for one in more)
+    return known and whole and _numbers(lists, int)
+
+
 _SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
 
 #: Keys of a plan: what their values must be, for the program and in words.
@@ -67,6 +80,14 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "runs": _SEEDS,
     "alone": _SEEDS,
     "forgetting": (_is_forgetting, "adapted: CONFIG, full: CONFIG"),
+    "counts": (
+        lambda value: _is_numbers(value, "numbers"),
+        "config: CONFIG, seeds: [SEED, ...], numbers: [HOW_MANY, ...]",
+    ),
+    "newcomers": (
+        lambda value: _is_numbers(value, "after", ("new",)),
+        "config: CONFIG, seeds: [SEED, ...], after: [HOW_MANY, ...], new: HOW_MANY",
+    ),
 }
 
 
@@ -242,7 +263,8 @@ def read_configs(recipe: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, A
     parts = ("rates", "lengths", "runs", "alone")
     named = [name for part in parts for name in plan.get(part, {})]
     conf = recipe / conf_folder(plan)
-    named += [plan["choices"]["config"]] if "choices" in plan else []
+    one = ("choices", "counts", "newcomers")
+    named += [plan[part]["config"] for part in one if part in plan]
     named += plan.get("forgetting", {}).values()
     configs: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(named):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_hra.bench.quality_counts import counts, newcomers
 from espnet_hra.bench.quality_page import best_rates, dev_tables, hours, open_ends
 from espnet_hra.bench.quality_plan import (
     DEV,
@@ -71,7 +72,7 @@ class Comparison:
 
     # --------------------------------------------------------------------- steps
 
-    def _named(self, config: str) -> tuple[str, ...]:
+    def named(self, config: str) -> tuple[str, ...]:
         """The options of ``run.sh`` that choose a configuration."""
         for path in (f"{self.conf}/train_{config}.yaml", config):
             if (self.recipe / path).is_file():
@@ -87,6 +88,8 @@ class Comparison:
             "runs": self._runs,
             "alone": self._alones,
             "forgetting": self._forgetting,
+            "counts": lambda: counts(self),
+            "newcomers": lambda: newcomers(self),
         }
         return [step for part in PARTS if part in parts for step in made[part]()]
 
@@ -126,7 +129,7 @@ class Comparison:
             adapted, full = (self.plan["forgetting"][k] for k in ("adapted", "full"))
             yield self._known(FROZEN, None, "frozen")
             yield self._known(label_of(adapted), adapted, "off")
-            for task in self._tasks():
+            for task in self.tasks():
                 yield self._known(f"{label_of(full)}_{task}", full, task)
 
     def _judged(
@@ -142,10 +145,10 @@ class Comparison:
 
         def run() -> None:
             few = self._few_tasks()
-            share = len(few) / len(self._tasks())
+            share = len(few) / len(self.tasks())
             words = [*smaller_batch(self.configs[config], share), *extra]
-            self._recipe(
-                *(*self._named(config), "--seed", str(seed), "--asr_tag", tag),
+            self.recipe_run(
+                *(*self.named(config), "--seed", str(seed), "--asr_tag", tag),
                 *("--tasks", " ".join(few), "--asr_args", " ".join(words)),
                 *("--stop_stage", "11", "--skip_stages", "9"),
             )
@@ -162,7 +165,7 @@ class Comparison:
         name = label_of(config)
 
         def run() -> None:
-            self._recipe(*self._named(config), "--seed", str(seed))
+            self.recipe_run(*self.named(config), "--seed", str(seed))
 
         return Step(
             "runs", name, f"{name}, seed {seed}", lambda: self._scored(name, seed), run
@@ -173,15 +176,15 @@ class Comparison:
         name = label_of(config)
 
         def run() -> None:
-            for task in self._tasks():
+            for task in self.tasks():
                 tag = f"{name}_{task}_seed{seed}"
-                self._recipe(
-                    *(*self._named(config), "--seed", str(seed), "--asr_tag", tag),
+                self.recipe_run(
+                    *(*self.named(config), "--seed", str(seed), "--asr_tag", tag),
                     *("--tasks", task, "--stop_stage", "12", "--skip_stages", "9"),
                 )
                 folder, dump = self.work / f"asr_{tag}", f"dump_tasks-{task}"
                 shared, own = read_params(folder / "params.json")
-                self._score(
+                self.score(
                     *("--method", name, "--seed", str(seed)),
                     *("--shared_params", "0"),
                     *("--task_params", str(shared + own[task]), "--task", task),
@@ -240,7 +243,7 @@ class Comparison:
                     ),
                     f"{decoded}/1best_recog/text",
                 )
-            self._score(
+            self.score(
                 *("--method", name, "--seed", "0" if config is None else "1", *sizes),
                 *("--ref", f"{KNOWN}={dump / KNOWN_SET / 'text'}"),
                 *("--hyp", f"{KNOWN}={decoded}/1best_recog/text"),
@@ -269,24 +272,31 @@ class Comparison:
     def _dev_rows(self) -> list[DevRow]:
         return read_table(self.work / DEV, DevRow)
 
-    def _scored(self, name: str, seed: int) -> bool:
-        found = {
+    def has_rows(self, name: str, seed: int, number: int) -> bool:
+        """Whether a training of so many tasks has rows for all of them."""
+        return len(self._scored_tasks(name, seed)) >= number
+
+    def _scored_tasks(self, name: str, seed: int) -> set[str]:
+        return {
             row.task
             for row in self._rows()
             if (row.method, row.split, row.seed) == (name, "test", seed)
         }
-        return bool(found) and found >= set(self._tasks())
 
-    def _tasks(self) -> list[str]:
+    def _scored(self, name: str, seed: int) -> bool:
+        found = self._scored_tasks(name, seed)
+        return bool(found) and found >= set(self.tasks())
+
+    def tasks(self) -> list[str]:
         """All tasks of the corpus, once the recipe has prepared them."""
         path = self.work / "dump" / "tasks"
         if not path.exists():
-            self._recipe("--method", "none")
+            self.recipe_run("--method", "none")
         return path.read_text(encoding="utf-8").split()
 
     def _few_tasks(self) -> list[str]:
         """The tasks of what is judged on dev; a number of them is spread over all."""
-        few, tasks = self.plan["few_tasks"], self._tasks()
+        few, tasks = self.plan["few_tasks"], self.tasks()
         if isinstance(few, list):
             return few
         few = min(few, len(tasks))
@@ -301,7 +311,8 @@ class Comparison:
 
     # ------------------------------------------------------------------ programs
 
-    def _recipe(self, *options: str) -> None:
+    def recipe_run(self, *options: str) -> None:
+        """Run the recipe with these options and those of the plan."""
         model = self.plan.get("pretrained_model")
         base = () if model is None else ("--pretrained_model", model)
         self._run(
@@ -312,7 +323,8 @@ class Comparison:
     def _program(self, *words: str) -> None:
         self._run(self._python(), *words)
 
-    def _score(self, *options: str) -> None:
+    def score(self, *options: str) -> None:
+        """Append rows to the tables; options of ``espnet-hra score``."""
         self._program(
             *("-m", "espnet_hra.cli", "score", "--report", "false"),
             *("--out_dir", str(self.work), *options),

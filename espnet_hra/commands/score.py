@@ -12,6 +12,7 @@ from espnet_hra.report import examples, health, page
 from espnet_hra.report.diagnosis import Fault
 from espnet_hra.report.results import FROZEN, FaultyTask, Results, read_params
 from espnet_hra.report.scoring import ScoringError, errors_by_task, tabulate
+from espnet_hra.tasks.config import labels_by_task
 
 _EXAMPLE = """example:
   espnet-hra score --method hra --seed 1 --params exp/hra/params.json \\
@@ -68,6 +69,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--utt2task", action="append", default=[], help="tasks (repeatable)"
     )
+    parser.add_argument(
+        "--tasks",
+        metavar="FILE",
+        help="the tasks, one a line, as encoder_conf: tasks may name them: of those "
+        "that classify, texts are labels, and the frozen backbone has no answer",
+    )
     parser.add_argument("--task", help="the task of all utterances without utt2task")
     parser.add_argument(
         "--params", help="params.json, which training writes, for the two next counts"
@@ -115,13 +122,17 @@ def score(args: argparse.Namespace) -> Results:
     utt2task: dict[str, str] = {}
     for path in args.utt2task:
         utt2task.update(read_entries(path))
-    results = Results([], [])
+    results, classify = Results([], []), _classify(args)
     for split, path in references.items():
         texts = read_entries(path)
+        if args.method == FROZEN:
+            texts = _without(texts, utt2task, classify)
         if args.task is not None:
             utt2task = {**dict.fromkeys(texts, args.task), **utt2task}
         try:
-            by_task = errors_by_task(texts, read_entries(hypotheses[split]), utt2task)
+            by_task = errors_by_task(
+                texts, read_entries(hypotheses[split]), utt2task, classify
+            )
         except ScoringError as error:
             raise ScoringError(f"{args.method}, {split}: {error}") from error
         if args.task_params is not None or args.params is None:
@@ -159,7 +170,24 @@ def _examples(args: argparse.Namespace) -> tuple[list[examples.Example], str]:
     utt2task = dict.fromkeys(references, args.task) if args.task is not None else {}
     for name in args.utt2task:
         utt2task.update(read_entries(name))
-    return examples.typical(references, read_entries(path), after, utt2task), split
+    before = read_entries(path)
+    references, before, after = (
+        _without(texts, utt2task, _classify(args))
+        for texts in (references, before, after)
+    )
+    return examples.typical(references, before, after, utt2task), split
+
+
+def _classify(args: argparse.Namespace) -> list[str]:
+    """The tasks whose answers are labels."""
+    return list(labels_by_task({"tasks": args.tasks}))
+
+
+def _without(
+    texts: dict[str, str], utt2task: dict[str, str], tasks: Sequence[str]
+) -> dict[str, str]:
+    """The texts of other tasks than these."""
+    return {u: text for u, text in texts.items() if utt2task.get(u) not in tasks}
 
 
 def _by_split(options: Sequence[str], name: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from espnet_hra.errors import DataError
 from espnet_hra.files import atomic
 from espnet_hra.files.config import read_yaml
 from espnet_hra.names import listing
+from espnet_hra.tasks.config import labels_by_task, read_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,13 @@ def get_parser() -> argparse.ArgumentParser:
         "once, which are a problem otherwise (default: false)",
     )
     parser.add_argument(
+        "--tasks",
+        type=str_or_none,
+        metavar="FILE",
+        help="The tasks, one a line, as encoder_conf: tasks may name them: those that "
+        "classify have labels in the place of texts",
+    )
+    parser.add_argument(
         "--report", type=str_or_none, help="Where to write the whole report"
     )
     parser.add_argument(
@@ -98,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         requirements = Requirements()
         if args.config is not None:
             requirements = requirements_from_config(read_yaml(args.config, DataError))
+        if args.tasks is not None:
+            requirements.tasks = read_tasks(args.tasks)
+            requirements.labels = labels_by_task({"tasks": args.tasks})
         sets = _lists_of(args)
         reports = {
             name: check(

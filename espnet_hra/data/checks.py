@@ -9,6 +9,7 @@ shape files that ESPnet's batch sampler wants.
 """
 
 import argparse
+import dataclasses
 import difflib
 import functools
 import logging
@@ -93,6 +94,8 @@ def check(
         _check_tasks(task_list, requirements.tasks, tell)
     tokens: dict[str, list[str]] = {}
     if text_list is not None:
+        if task_list is not None and requirements.labels:
+            text_list = _without_labels(text_list, task_list, requirements, tell)
         tokens = _check_texts(text_list, requirements, report, tell)
 
     samples: dict[str, int] = {}
@@ -299,6 +302,27 @@ def _check_tasks(tasks: KaldiList, known: Collection[str] | None, tell: _Tell) -
                 f"Known tasks: {listing(sorted(known_set))}. Correct {tasks.path}, or "
                 "add the task to the model (encoder_conf: tasks).",
             )
+
+
+def _without_labels(
+    texts: KaldiList, tasks: KaldiList, requirements: Requirements, tell: _Tell
+) -> KaldiList:
+    """The texts without those of tasks that classify, which must be labels."""
+    left = {}
+    for utterance, text in texts.entries.items():
+        task = tasks.entries.get(utterance, "")
+        labels = requirements.labels.get(task)
+        if labels is None:
+            left[utterance] = text
+        elif text not in labels:
+            tell(
+                "unknown label",
+                utterance,
+                f"{text!r} is none of the labels that the task {task!r} tells",
+                f"They are {listing(sorted(labels))}. Correct {texts.path}, or add it "
+                "to the task's labels (encoder_conf: tasks).",
+            )
+    return dataclasses.replace(texts, entries=left)
 
 
 def _check_texts(

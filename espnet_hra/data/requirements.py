@@ -5,12 +5,12 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from espnet_hra.errors import ConfigError
-from espnet_hra.tasks.config import read_tasks
+from espnet_hra.tasks.config import labels_by_task, read_tasks
 
 #: The time-axis convolutions (kernel size, stride) of ESPnet's input layers.
 INPUT_LAYERS: dict[str | None, tuple[tuple[int, int], ...]] = {
@@ -60,6 +60,8 @@ class Requirements:
             for all.
         ctc: Whether a CTC loss is computed, which needs a frame for every token and
             one between two equal ones.
+        labels: What the tasks tell that classify, by name: one of these stands in the
+            place of a text.
     """
 
     sample_rate: int = 16000
@@ -69,6 +71,7 @@ class Requirements:
     tasks: Collection[str] | None = None
     longest: float | None = None
     ctc: bool = True
+    labels: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def subsampled_frames(
@@ -139,6 +142,7 @@ def requirements_from_config(
         sample_rate=rate_from_config(config),
         frames=_frames_from_config(config),
         tasks=None if tasks is None else read_tasks(tasks),
+        labels=labels_by_task({"tasks": tasks}),
         ctc=_ctc_weight(config) != 0.0,
     )
     tokens = _tokens_from_config(config)

@@ -29,7 +29,7 @@ from espnet_hra.encoder.layers import find_layers
 from espnet_hra.encoder.view import view
 from espnet_hra.methods import build_adapter
 from espnet_hra.methods.base import OnePass
-from espnet_hra.tasks.config import read_tasks
+from espnet_hra.tasks.config import Tasks, read_records
 from espnet_hra.tasks.fingerprint import walk
 
 #: Keys of `encoder_conf` that are not the wrapped encoder's.
@@ -56,7 +56,9 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         input_size: Dimension of the features.
         adapter: Name of the method, see :data:`espnet_hra.methods.METHODS`.
         adapter_conf: Its configuration.
-        tasks: Names of the tasks, or the path of a file with one name a line.
+        tasks: Names of the tasks, with a record for each that classifies, or the path
+            of a file with one of them a line; see
+            :func:`espnet_hra.tasks.config.read_records`.
         backbone_fingerprint: Fingerprint that the backbone's weights must have before
             the first forward pass; saved configurations carry it.
         **backbone_conf: Every key of the wrapped encoder.
@@ -82,7 +84,7 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
         input_size: int,
         adapter: str = "hra",
         adapter_conf: dict[str, Any] | None = None,
-        tasks: str | Sequence[str] | None = (),
+        tasks: Tasks = (),
         backbone_fingerprint: str | None = None,
         **backbone_conf: Any,
     ):
@@ -94,8 +96,8 @@ class AdaptedEncoder(TaskInterface, torch.nn.Module):
             adapter, self.layer_list.backbone(self), adapter_conf
         )
         self._default: Any = selection.UNSET
-        for name in read_tasks(tasks):
-            self.add_task(name)
+        for record in read_records(tasks):
+            self.add_task(record.name, record.labels)
         self.surroundings: dict[str, Any] = {}
         self._identity = Identity(backbone_fingerprint)
         self._passes = Passes()

@@ -92,11 +92,11 @@ def encode(
     """
     adapter = encoder.adapter
     tensors = adapter.heads.layout.split(heads, adapter.heads.layout.sections[0])
-    after_layer, changes = None, {}
-    if adapter.mixes:
-        after_layer = adapter.after_layers(tensors)
-    else:
-        changes = dict(adapter.changes({k: t[0] for k, t in tensors.items()}))
+    changes = {}
+    if not adapter.mixes:
+        tensors = {k: t[0] for k, t in tensors.items()}
+        changes = dict(adapter.changes(tensors))
+    after_layer = adapter.after_layers(tensors)
     prepared = view(encoder, encoder.layer_list, after_layer, changes)
     output, lengths, *_ = encoder.backbone_class.forward(prepared, xs, lengths)
     return output[0] if isinstance(output, tuple) else output, lengths

@@ -70,14 +70,12 @@ def reader_for(encoder: Knows) -> Reader:
         @torch.no_grad()
         def read(path: Path, name: str) -> Head:
             encoder = alive()
-            layout, identity = (
-                encoder.adapter.heads.layout,
-                encoder.identity(backbone()),
-            )
-            file = taskfile.load(path, layout.shapes, identity)
+            heads, identity = encoder.adapter.heads, encoder.identity(backbone())
+            shapes = heads.layout.shapes
+            file = taskfile.load(path, shapes, identity, pooled=heads.pooled)
             check_name(path, name, file.name)
-            vector = layout.flatten(file.tensors, encoder.like())
-            return Head(vector, file.info, file.checksum)
+            vector = heads.flatten(file.tensors, encoder.like())
+            return Head(vector, file.info, file.checksum, file.labels)
 
         return read
 

@@ -12,6 +12,7 @@ from espnet_hra.errors import TaskError
 from espnet_hra.methods.base import Adapter
 from espnet_hra.tasks import file as taskfile
 from espnet_hra.tasks.bank import Said
+from espnet_hra.tasks.config import check_labels
 from espnet_hra.tasks.fingerprint import fingerprint
 from espnet_hra.tasks.store import TaskStore
 
@@ -94,16 +95,30 @@ class TaskInterface:
         """
         return selection.block(self, selection.as_choice(task, self.adapter.heads))
 
-    def add_task(self, name: str) -> None:
+    def add_task(self, name: str, labels: Sequence[str] = ()) -> None:
         """Add a task that computes exactly what the backbone does until it is trained.
 
         An optimizer that was built before does not know it: build it afterwards, or
         call its ``add_param_group``.
 
+        Args:
+            name: Its name.
+            labels: Of a task that classifies utterances, what it may answer; see
+                :mod:`espnet_hra.methods.classify`.
+
         Raises:
-            TaskError: The name is not valid or taken.
+            TaskError: The name is not valid or taken, or labels cannot be told apart.
         """
-        self.adapter.heads.add(name, like=self.like())
+        labels = check_labels(name, labels) if len(labels) else ()
+        self.adapter.heads.add(name, like=self.like(), labels=labels)
+
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """What a task may answer; empty if it does not classify.
+
+        Raises:
+            TaskError: The task is unknown, or its file cannot be used.
+        """
+        return self.adapter.heads.labels_of(name)
 
     def like(self) -> torch.Tensor:
         """A tensor of the device and type that tasks have."""
@@ -184,6 +199,7 @@ class TaskInterface:
             self.adapter.heads.tensors(name),
             self.identity(),
             {**self.task_info(name), **(info or {})},
+            labels=self.labels_of(name),
         )
 
     def task_info(self, name: str) -> dict[str, Any]:
@@ -241,8 +257,9 @@ class TaskInterface:
             )
         like = self.like()
         # Digested in the type that the task has here, which may be another.
-        loaded = _digest(heads.layout.flatten(file.tensors, like))
-        heads.put(name, file.tensors, like, Said(file.info, loaded, file.checksum))
+        loaded = _digest(heads.flatten(file.tensors, like))
+        said = Said(file.info, loaded, file.checksum)
+        heads.put(name, file.tensors, like, said, file.labels)
         return name
 
     def read_task(
@@ -261,9 +278,9 @@ class TaskInterface:
             TaskError: The file is damaged, or was made for another backbone, controller
                 or head.
         """
-        return taskfile.load(
-            path, self.adapter.heads.layout.shapes, self.identity(), said
-        )
+        heads = self.adapter.heads
+        shapes = heads.layout.shapes
+        return taskfile.load(path, shapes, self.identity(), said, heads.pooled)
 
 
 def _digest(vector: torch.Tensor) -> str:

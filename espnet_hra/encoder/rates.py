@@ -69,4 +69,6 @@ class _Scaling:
             for name, part in bank.layout.split(rates).items():
                 part.fill_(own.get(name, 1.0))
             for name in bank.own:
-                yield bank.vector(name), rates
+                vector = bank.vector(name)  # behind it may be a classifier's values
+                more = vector.numel() - bank.size
+                yield vector, torch.nn.functional.pad(rates, (0, more), value=1.0)

@@ -23,6 +23,7 @@ from espnet_hra.encoder import attention_decoder, rates
 from espnet_hra.encoder.adapted import OWN_KEYS, AdaptedEncoder
 from espnet_hra.errors import BaseModelError, ConfigError
 from espnet_hra.espnet import (
+    classifying,
     ctc,
     params,
     prompts,
@@ -55,7 +56,7 @@ from espnet_hra.espnet.whisper import check_memory, without_weights
 from espnet_hra.files import atomic
 from espnet_hra.files.checkpoint import beginning, differences, read_state
 from espnet_hra.names import PREFIX, adapted_encoder
-from espnet_hra.tasks.config import read_tasks
+from espnet_hra.tasks.config import labels_by_task, read_records
 
 registry.register()
 
@@ -185,7 +186,9 @@ class Adapting(AbsTask):
         """ESPnet's, task names as arrays, and what texts begin with."""
         with without_weights(vars(args)):
             own = super().build_preprocess_fn(args, train)
-        return prompts.prompting(TaskNames(own), vars(args))
+        prompted = prompts.prompting(TaskNames(own), vars(args))
+        labels = labels_by_task(getattr(args, "encoder_conf", None))
+        return classifying.Labels(prompted, labels) if labels else prompted
 
     # --------------------------------------------------------------------- model
 
@@ -208,7 +211,9 @@ class Adapting(AbsTask):
             )
         if adapted and "tasks" in args.encoder_conf:
             # Inlined, as ESPnet does with the token list, to keep a pack whole.
-            args.encoder_conf["tasks"] = list(read_tasks(args.encoder_conf["tasks"]))
+            records = read_records(args.encoder_conf["tasks"])
+            args.encoder_conf["tasks"] = [record.config() for record in records]
+            classifying.check(cls.kind.name, records)
         if not adapted:
             return cls._build_task_aware(args)
         needs_base = not getattr(args, "collect_stats", False)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import torch
 from espnet2.bin import asr_inference
+from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.torch_utils.device_funcs import release_accelerator_memory
 
 from espnet_hra.encoder import selection
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError, NoRoomError, TaskError
-from espnet_hra.espnet import padding
+from espnet_hra.espnet import classifying, padding
 from espnet_hra.espnet.decoding import NO_LANGUAGE, Decoding, NBest
 from espnet_hra.espnet.inputs import (
     Wave,
@@ -24,7 +25,8 @@ from espnet_hra.espnet.inputs import (
     out_of_memory,
 )
 from espnet_hra.espnet.models import opened
-from espnet_hra.espnet.whisper import without_weights
+from espnet_hra.espnet.whisper import RATE, without_weights
+from espnet_hra.espnet.whisper_decoding import windows
 from espnet_hra.espnet.whisper_reader import WhisperReader, reads_with_whisper
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             return self.batch_decode(speech)
         wave = as_wave(speech)
         with self._request(None, None):
-            if self.ctc_greedy or self._whisper is not None:
+            if self.ctc_greedy or self._whisper is not None or self._classify(1):
                 waves: list[Any] = [wave]
                 spoken = None if utt2lang is None else torch.as_tensor(utt2lang)[None]
                 return self.batch_decode(waves, utt2lang=spoken)[0]
@@ -189,6 +191,9 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
         """
         waves = as_waves(speech, speech_lengths)
         with self._request(utt2task, utt2task_lengths) as choice:
+            rows = self._classify(len(waves))
+            if rows:
+                return self._apart(waves, rows, utt2lang, utt2lang_lengths)
             if self._whisper is not None:
                 spoken = batch_names(utt2lang, utt2lang_lengths)
                 spoken = spoken or [""] * len(waves)
@@ -225,6 +230,68 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             (again,) = self._split_if_too_large(decode, waves[i : i + 1], own, *rest)
             again[0][3].scores["alone"] = 1.0
             results[i] = again
+        return results
+
+    def _classify(self, size: int) -> list[int]:
+        """Which utterances of a batch are of tasks that tell labels."""
+        if self._heads is None:
+            return []
+        return classifying.rows_of(
+            self.asr_model, classifying.names_of(self.asr_model, size)
+        )
+
+    def _apart(
+        self,
+        waves: list[torch.Tensor],
+        rows: Sequence[int],
+        utt2lang: torch.Tensor | None,
+        utt2lang_lengths: torch.Tensor | None,
+    ) -> list[NBest]:
+        """A batch in which some utterances are given a label, and the others a text.
+
+        Args:
+            waves: The utterances.
+            rows: Those that are given a label.
+            utt2lang: As of :meth:`batch_decode`.
+            utt2lang_lengths: As of :meth:`batch_decode`.
+        """
+        encoder = self.asr_model.encoder
+        names = classifying.names_of(self.asr_model, len(waves))
+        results: dict[int, NBest] = {}
+        chosen = tuple(str(names[i]) for i in rows)
+        own = [waves[i] for i in rows]
+        results.update(zip(rows, self._split_if_too_large(self._labels, own, chosen)))
+        others = [i for i in range(len(waves)) if i not in results]
+        if others:
+            spoken = utt2lang if utt2lang is None else utt2lang[others]
+            lengths = utt2lang_lengths
+            lengths = lengths if lengths is None else lengths[others]
+            with encoder.use_task([str(names[i]) for i in others]):
+                texts = self.batch_decode(
+                    [waves[i] for i in others],
+                    utt2lang=spoken,
+                    utt2lang_lengths=lengths,
+                )
+            results.update(zip(others, texts))
+        return [results[i] for i in range(len(waves))]
+
+    def _labels(self, waves: list[torch.Tensor]) -> list[NBest]:
+        """The label of each utterance, as its text; the score is a log-probability."""
+        encoder = self.asr_model.encoder
+        names = classifying.names_of(self.asr_model, len(waves))
+        parts = [[wave] for wave in waves]
+        if self._whisper is not None:
+            parts = [windows(wave, self._whisper.longest, RATE) for wave in waves]
+        encoded: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        for name, own in zip(names, parts):
+            with encoder.use_task(name):
+                encoded.append([self._encode([wave]) for wave in own])
+        results: list[NBest] = []
+        for told in classifying.answers(self.asr_model, encoded):
+            scores = {"margin": told.margin, "frames": told.frames}
+            end = torch.tensor([self.asr_model.eos])
+            hypothesis = Hypothesis(end, score=told.score, scores=scores)
+            results.append([(told.label, [told.label], [told.number], hypothesis)])
         return results
 
     def _split_if_too_large(

@@ -13,6 +13,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet_hra.encoder import stepping
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.freezing import freeze_statistics
+from espnet_hra.espnet import classifying
 
 #: Name of the data stream: a Kaldi-style file `utt2task`, type `text`.
 DATA_NAME = "utt2task"
@@ -107,7 +108,18 @@ class TaskAware(AbsESPnetModel):
             TaskError: A task is unknown, or none was chosen among several.
         """
         with self.tasks_of(utt2task, utt2task_lengths):
-            return super().forward(*args, **batch)
+            if not self._may_classify():
+                return super().forward(*args, **batch)
+            batch.update(
+                zip(("speech", "speech_lengths", "text", "text_lengths"), args)
+            )
+            return classifying.loss(self, super().forward, batch)
+
+    def _may_classify(self) -> bool:
+        """Whether a task of the encoder's own tells labels."""
+        if not isinstance(self.encoder, AdaptedEncoder):
+            return False
+        return self.encoder.adapter.heads.classifies
 
     def tasks_of(
         self, names: torch.Tensor | None, lengths: torch.Tensor | None
@@ -131,6 +143,9 @@ class TaskAware(AbsESPnetModel):
         Features and everything after the encoder (the CTC loss above all) stay in full
         precision.
         """
+        before = classifying.encoded_before()
+        if before is not None:
+            return before
         if self.autocast_dtype is None:
             return super().encode(speech, *args, **kwargs)
         with torch.autocast(speech.device.type, self.autocast_dtype):

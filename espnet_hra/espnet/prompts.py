@@ -9,7 +9,7 @@ from espnet_hra.errors import ConfigError
 from espnet_hra.espnet.model import DATA_NAME
 from espnet_hra.espnet.whisper import model_sizes
 from espnet_hra.names import listing
-from espnet_hra.tasks.config import read_tasks
+from espnet_hra.tasks.config import read_records
 from espnet_hra.whisper import tokens
 
 Preprocess = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -86,8 +86,9 @@ def check_languages(args: argparse.Namespace) -> None:
     usual = getattr(args, "preprocessor_conf", None) or {}
     if known is None or usual.get("whisper_language", "en") is not None:
         return  # an experiment that was trained on one language keeps it
-    tasks = read_tasks(args.encoder_conf.get("tasks"))
-    lacking = [name for name in tasks if name not in known]
+    tasks = read_records(args.encoder_conf.get("tasks"))
+    texts = [record.name for record in tasks if not record.labels]
+    lacking = [name for name in texts if name not in known]
     if lacking:
         raise ConfigError(
             f"Whisper must be told the language of {listing(lacking)}: give "

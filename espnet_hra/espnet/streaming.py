@@ -9,7 +9,7 @@ import torch
 from espnet2.bin import asr_inference_streaming
 
 from espnet_hra.encoder import selection
-from espnet_hra.errors import ConfigError
+from espnet_hra.errors import ConfigError, TaskError
 from espnet_hra.espnet.inputs import as_wave
 from espnet_hra.espnet.models import find_model
 from espnet_hra.espnet.task import HRATask
@@ -103,9 +103,16 @@ class Speech2TextStreaming(asr_inference_streaming.Speech2TextStreaming):
             task: A name, or None for the plain backbone.
 
         Raises:
-            TaskError: The task is unknown.
+            TaskError: The task is unknown, or tells labels.
         """
-        self.asr_model.encoder.set_task(task)
+        encoder = self.asr_model.encoder
+        known = task is not None and task in encoder.adapter.heads
+        if known and encoder.labels_of(task):
+            raise TaskError(
+                f"task {task!r} tells labels, of whole utterances, and a stream is "
+                "written down: use espnet_hra.Speech2Text"
+            )
+        encoder.set_task(task)
 
     def reset(self) -> None:
         """End a stream; the next chunk begins another."""

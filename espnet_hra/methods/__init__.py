@@ -14,6 +14,7 @@ from espnet_hra.methods.differences import BitFit, FullFineTuning, NoAdapter
 from espnet_hra.methods.hra import HierarchicalRecurrentAdapter
 from espnet_hra.methods.lily import Lily
 from espnet_hra.methods.lora import LoRA
+from espnet_hra.methods.prompt import SoftPrompt
 from espnet_hra.methods.residual import ResidualAdapter
 from espnet_hra.methods.road import Road
 
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "lora": LoRA,
     "lily": Lily,
     "road": Road,
+    "prompt": SoftPrompt,
     "bitfit": BitFit,
     "full": FullFineTuning,
     "none": NoAdapter,

@@ -16,6 +16,7 @@ import torch
 
 from espnet_hra.errors import ConfigError
 from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
+from espnet_hra.methods.classify import pooled_size
 from espnet_hra.methods.parts import (
     DecoderPart,
     OwnProjection,
@@ -150,7 +151,7 @@ class Adapter(torch.nn.Module):
     ):
         super().__init__()
         self.own_config = dict(config)
-        self.heads = TaskBank(shapes, initialise)
+        self.heads = TaskBank(shapes, initialise, pooled_size(self.width))
         self.common: OneForAll | None = None
         self.ctc: OwnProjection | None = None
         self.backbone_dropout = False
@@ -253,18 +254,19 @@ class Adapter(torch.nn.Module):
         shapes = self.heads.layout.shapes
         self.common = OneForAll(shapes, self._initialise)
         self.common.add(ALL, torch.empty(0))
-        self.heads = TaskBank({})
+        self.heads = TaskBank({}, pooled=pooled_size(self.width))
 
     def _extend(
         self, shapes: Mapping[str, Sequence[int]], initialise: Initialise = zeros
     ) -> Section:
         """Give tasks further tensors; those that exist are made anew."""
-        names, like = self.bank.own, next(self.parameters(), torch.empty(0))
-        for name in names:
+        like = next(self.parameters(), torch.empty(0)).detach()
+        labels = {name: self.bank.labels_of(name) for name in self.bank.own}
+        for name in labels:
             self.bank.remove(name)
         section = self.bank.extend(shapes, initialise)
-        for name in names:
-            self.bank.add(name, like.detach())
+        for name, own in labels.items():
+            self.bank.add(name, like, own)
         return section
 
     @property

@@ -197,11 +197,28 @@ class LiGRU(Controller):
         return torch.sigmoid(F.linear(x, self.W[:c], b[:c]) + F.linear(h, self.U[:c]))
 
 
+class Gated(Controller):
+    """``h_l = (1 - sigmoid(W_z x_l + b_z)) * relu(W_a x_l + b_a)``: a gate, no memory.
+
+    What a light GRU is without the state before: the control that tells its gate from
+    its recurrence. W and b hold the gate's rows first and then the candidate's.
+    """
+
+    rows = 2
+
+    def step(
+        self, x: torch.Tensor, h: torch.Tensor | None, b: torch.Tensor
+    ) -> torch.Tensor:
+        gate, candidate = F.linear(x, self.W, b).chunk(2, dim=-1)
+        return (1 - gate.sigmoid()) * candidate.relu()
+
+
 CONTROLLERS: dict[str, type[Controller]] = {
     "indrnn": IndRNN,
     "rnn": RNN,
     "ligru": LiGRU,
     "none": Memoryless,
+    "gated": Gated,
 }
 
 

@@ -32,6 +32,9 @@ What the paper leaves open, and what is chosen here:
 * a task's head is all that is added (``shared_head: true`` adds a linear head that all
   tasks share and that learns with the controller: ``y_l = x_l + V_0 h_l + v_0 +
   head_task(h_l)``, so that a task need only learn what is its own);
+* a task has no soft prompt (``prompt_size: n`` gives it n vectors that the layers'
+  attention sees, see :mod:`espnet_hra.methods.prompt`; a mixed batch then runs task by
+  task);
 * the last matrix and bias of heads start at zero, so that step 0 is the backbone;
 * the attention decoder's layers are left alone (``decoder: true`` lets the same
   controller run over their depth as well, from h = 0 for each token, and gives each
@@ -40,8 +43,9 @@ What the paper leaves open, and what is chosen here:
   frozen and only heads learn (``regime: new_task``).
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +54,8 @@ from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone, OnePass
 from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
 from espnet_hra.methods.equations import CONTROLLERS, HEADS
+from espnet_hra.methods.prompt import Prompts, initialise
+from espnet_hra.methods.substitution import Change
 from espnet_hra.tasks.layout import Tensors
 
 # -------------------------------------------------------------------------- adapter
@@ -61,7 +67,7 @@ class HierarchicalRecurrentAdapter(Adapter):
     Args:
         backbone: The encoder, for its width d and number L of layers (L for the
             arithmetic only: neither controller nor head depends on the depth).
-        controller: ``indrnn``, ``rnn``, ``ligru`` or ``none``.
+        controller: ``indrnn``, ``rnn``, ``ligru``, ``none`` or ``gated``.
         controller_size: Size c of the controller.
         head: ``linear``, ``ffn`` or ``low_rank``.
         head_size: Inner size f of an ``ffn`` head, rank of a ``low_rank`` one.
@@ -73,6 +79,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             Tasks share them; they start at one.
         reads: ``output`` or ``input`` of the layer.
         shared_head: Whether a linear head that all tasks share is added to the task's.
+        prompt_size: Number of vectors of a task's soft prompt; 0 for none.
 
     Raises:
         ConfigError: A value is not possible.
@@ -91,6 +98,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         output_scale: str = "none",
         reads: str = "output",
         shared_head: bool = False,
+        prompt_size: int = 0,
     ):
         check_choice("controller", controller, CONTROLLERS)
         check_choice("head", head, HEADS)
@@ -101,6 +109,8 @@ class HierarchicalRecurrentAdapter(Adapter):
         check_choice("shared_head", shared_head, (False, True))
         check_size("controller_size", controller_size)
         check_size("head_size", head_size)
+        whole = type(prompt_size) is int and prompt_size >= 0
+        check_number("prompt_size", prompt_size, whole, "a whole number, 0 or more")
         positive = is_number(recurrent_init) and recurrent_init >= 0
         check_number("recurrent_init", recurrent_init, positive, "a number, 0 or more")
         width, layers = backbone.width, len(backbone.layers)
@@ -121,12 +131,20 @@ class HierarchicalRecurrentAdapter(Adapter):
             ("output_scale", output_scale, "none"),
             ("reads", reads, "output"),
             ("shared_head", shared_head, False),
+            ("prompt_size", prompt_size, 0),
         ):
             if value != usual:  # so that files from before there was the key still fit
                 config[key] = value
         size = (width, controller_size, head_size)
         kind = HEADS[head]
-        super().__init__(config, kind.layout(*size), kind.init)
+        shapes, init = dict(kind.layout(*size)), kind.init
+        prompts = Prompts(backbone, prompt_size) if prompt_size else None
+        if prompts is not None:
+            config["layers"] = layers
+            shapes.update(prompts.shapes)
+            init = functools.partial(_with_prompt, init)
+        super().__init__(config, shapes, init)
+        self._prompts, self.mixes = prompts, prompts is None
         self.num_layers, self.reads, self._size = layers, reads, size
         #: On the decoder: the adapter of the encoder, whose controller it uses.
         self._encoder: tuple[HierarchicalRecurrentAdapter, ...] = ()
@@ -166,6 +184,9 @@ class HierarchicalRecurrentAdapter(Adapter):
         (shared,) = self._encoder or (self,)
         first = shared.num_layers if self._encoder else 0
         return _DepthRecurrence(shared, tensors, self.shared_head, first)
+
+    def changes(self, tensors: Tensors) -> Mapping[str, Change]:
+        return {} if self._prompts is None else self._prompts.changes(tensors)
 
     def follow(self, encoder: "HierarchicalRecurrentAdapter") -> None:
         """One controller for both; the decoder's layers come after the encoder's."""
@@ -225,7 +246,8 @@ class HierarchicalRecurrentAdapter(Adapter):
         for other in (self.shared_head, self.shared_head_of_decoder):
             if other is not None:
                 shared += d * c + d
-        return shared, self.head.count(*self._size)
+        prompt = 0 if self._prompts is None else self._prompts.count()
+        return shared, self.head.count(*self._size) + prompt
 
     def own_macs(self) -> int:
         shapes: list[Sequence[int]] = [
@@ -235,7 +257,14 @@ class HierarchicalRecurrentAdapter(Adapter):
         if self.shared_head is not None:
             shapes.append(self.shared_head.weight.shape)
         # one for each weight of a matrix, biases and norms left out as usual
-        return self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
+        macs = self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
+        return macs + (0 if self._prompts is None else self._prompts.macs())
+
+
+def _with_prompt(head: Callable[[Tensors], None], tensors: Tensors) -> None:
+    """Initial values of a head, and of the prompt beside it."""
+    head(tensors)
+    initialise(tensors)
 
 
 def _zero(linear: torch.nn.Linear) -> None:

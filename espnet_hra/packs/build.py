@@ -306,7 +306,8 @@ def _write_tasks(
             if about.base_tag:
                 info["base_tag"] = about.base_tag
             tensors = encoder.adapter.heads.tensors(name)
-            taskfile.save(path, name, tensors, identity, info)
+            labels = encoder.labels_of(name)
+            taskfile.save(path, name, tensors, identity, info, labels)
         files[name] = taskfile.read(path)
     return files
 

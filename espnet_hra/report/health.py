@@ -53,12 +53,10 @@ def sick(
         utterances: Of ``utterances.tsv``: the errors are counted there.
         faults: Of ``faults.tsv``: what was seen inside the model.
     """
-    errors: dict[tuple[str, int, str, str], list[int]] = {}
+    errors: dict[tuple[str, int, str, str], dict[str, tuple[int, int]]] = {}
     for one in utterances:
-        key = one.method, one.seed, one.task, one.split
-        counted = errors.setdefault(key, [0, 0])
-        counted[0] += one.errors
-        counted[1] += one.word_errors
+        counted = errors.setdefault((one.method, one.seed, one.task, one.split), {})
+        counted[one.utterance] = one.errors, one.word_errors
     frozen = {key[2:]: counts for key, counts in errors.items() if key[0] == FROZEN}
     rates = {(r.method, r.seed, r.task, r.split): r.cer for r in rows}
     before = {key[2:]: rate for key, rate in rates.items() if key[0] == FROZEN}
@@ -72,18 +70,21 @@ def sick(
         if not splits:
             continue
         split = splits[0]
-        own, base = errors[method, seed, task, split], frozen[task, split]
+        own, base = (
+            sum(characters for characters, _ in counts.values())
+            for counts in (errors[method, seed, task, split], frozen[task, split])
+        )
         now, was = rates[method, seed, task, split], before[task, split]
-        if own[0] - base[0] >= max(_LEAST, _SHARE * base[0]):
+        if own - base >= max(_LEAST, _SHARE * base):
             why = (
                 f"worse than the frozen backbone, CER {was:.1f} -> {now:.1f} %: take a "
                 "lower rate, or look at its data"
             )
-        elif base[0] >= _LEAST and all(
+        elif base >= _LEAST and all(
             errors[method, seed, task, s] == frozen[task, s] for s in splits
         ):
             why = (
-                "the same errors as the frozen backbone: nothing was learned "
+                "the same errors as the frozen backbone in every utterance: nothing was learned "
                 "(espnet-hra doctor says whether its head does anything)"
             )
         else:

@@ -134,6 +134,7 @@ def write(
     page = folder / MARKDOWN
     if opening is None:
         opening, closing = _around(page)
+    everything, results = results, results.of_texts()
     found = systems(results, split, samples, seed)
     rates = selection_rates(results, split)
     against = choose_reference(found, reference, rates)
@@ -163,7 +164,7 @@ def write(
         *filter(None, [health.section(health.sick(**vars(results)))]),
         *shown,
         comparison(found, against, split, samples),
-        rate_tables(results.rows),
+        rate_tables(everything.rows),
         END,
     ]
     content = "\n".join(parts) + "\n"
@@ -204,6 +205,10 @@ def _explanation(found: Mapping[str, System]) -> str:
     if any("_tasks-" in method for method in found):
         text += (
             " A name with `_tasks-` is of a run that adapted to some of the tasks only."
+        )
+    if any("_classify-" in method for method in found):
+        text += (
+            " One with `_classify-` is of a run with tasks that tell labels as well."
         )
     return f"\n{text}\n"
 
@@ -261,6 +266,8 @@ def rate_tables(rows: Sequence[Row]) -> str:
         tasks is compared with the frozen backbone's.
     """
     parts = []
+    labels = [row for row in rows if row.tells_labels]
+    rows = [row for row in rows if not row.tells_labels]
     for split in ordered(row.split for row in rows):
         chosen = [row for row in rows if row.split == split]
         sizes = {row.task: f"{row.utterances} / {row.words}" for row in chosen}
@@ -270,7 +277,41 @@ def rate_tables(rows: Sequence[Row]) -> str:
         for measure in ("cer", "wer"):
             parts.append(f"### {measure.upper()} (%)\n")
             parts.append(_rate_table(chosen, measure))
-    return "\n".join(parts)
+    return "\n".join([*parts, *_label_tables(labels)])
+
+
+def _label_tables(rows: Sequence[Row]) -> list[str]:
+    """The tables of tasks that classify: the error rate of their labels."""
+    if not rows:
+        return []
+    parts = [
+        "## Labels\n",
+        "Tasks that classify: the share of utterances with a wrong label (%), and in "
+        "brackets that with the right one. The frozen backbone has no answer.\n",
+    ]
+    for split in ordered(row.split for row in rows):
+        chosen = [row for row in rows if row.split == split]
+        tasks = ordered(row.task for row in chosen)
+        table = [
+            ["method", "seeds", "shared", "task", "per task", "utterances", "error"]
+        ]
+        for method in ordered(row.method for row in chosen):
+            for task in tasks:
+                own = [r for r in chosen if (r.method, r.task) == (method, task)]
+                if own:
+                    error = average([row.wer for row in own])
+                    table.append(
+                        [
+                            *(method, str(len(own)), f"{own[0].shared_params:,}"),
+                            *(task, f"{own[0].task_params:,}"),
+                            *(
+                                str(own[0].utterances),
+                                f"{error:.1f} ({100 - error:.1f})",
+                            ),
+                        ]
+                    )
+        parts += [f"### {split}\n", markdown(table)]
+    return parts
 
 
 def _rate_table(rows: Sequence[Row], measure: str) -> str:

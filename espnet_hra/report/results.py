@@ -49,8 +49,9 @@ class Row(_Line):
         task_params: Trained parameters of this task.
         utterances: The number of utterances.
         words: The words of the references.
-        cer: Character error rate in percent.
-        wer: Word error rate in percent.
+        cer: Character error rate in percent; nan of a task that classifies.
+        wer: Word error rate in percent; of a task that classifies the share of
+            utterances that were given a wrong label.
     """
 
     shared_params: int
@@ -59,6 +60,11 @@ class Row(_Line):
     words: int
     cer: float
     wer: float
+
+    @property
+    def tells_labels(self) -> bool:
+        """Whether the task classifies: its answers are labels, no texts."""
+        return math.isnan(self.cer) and not math.isnan(self.wer)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Utterance(_Line):
         errors: The errors among them.
         words: The words of the reference.
         word_errors: The errors among them.
+
+    Of a task that classifies the reference is a label, one word without characters.
     """
 
     utterance: str
@@ -117,6 +125,14 @@ class Results:
             read_table(folder / TSV, Row),
             read_table(folder / UTTERANCES, Utterance),
             read_table(folder / FAULTS, FaultyTask),
+        )
+
+    def of_texts(self) -> "Results":
+        """The lines of tasks that write texts."""
+        labels = {row.key for row in self.rows if row.tells_labels}
+        return Results(
+            [row for row in self.rows if row.key not in labels],
+            [one for one in self.utterances if one.key not in labels],
         )
 
     def merged(self, new: "Results") -> "Results":

@@ -9,10 +9,12 @@ What is counted:
   of their references. A mean over tasks gives every task the same weight.
 * An empty hypothesis is a hypothesis: everything in its reference is deleted. One that
   is missing is an error, since a system that fails on hard utterances would win.
+* The answer of a task that classifies is a label, which is right or wrong: one word,
+  whose error rate stands where WER does. There is no CER of labels.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import jiwer
@@ -87,10 +89,16 @@ def _count(reference: str, hypothesis: str) -> Errors:
     return Errors(1, len(reference.split()), len(reference), *wrong)
 
 
+def _count_label(reference: str, hypothesis: str) -> Errors:
+    """The errors of a label."""
+    return Errors(1, 1, 0, int(_tidy(reference) != _tidy(hypothesis)), 0)
+
+
 def errors_by_task(
     references: Mapping[str, str],
     hypotheses: Mapping[str, str],
     utt2task: Mapping[str, str],
+    classify: Collection[str] = (),
 ) -> dict[str, dict[str, Errors]]:
     """Count the errors of each utterance in one split.
 
@@ -98,6 +106,7 @@ def errors_by_task(
         references: The reference by utterance.
         hypotheses: The hypothesis by utterance.
         utt2task: The task by utterance; more utterances than needed do no harm.
+        classify: Tasks whose texts are labels.
 
     Returns:
         The errors by task, in alphabetical order, and utterance.
@@ -117,8 +126,10 @@ def errors_by_task(
             raise ScoringError(f"{_some(sorted(ids))} with {problem}")
     found: dict[str, dict[str, Errors]] = {}
     for utterance in sorted(references):
-        errors = _count(references[utterance], hypotheses[utterance])
-        found.setdefault(utt2task[utterance], {})[utterance] = errors
+        task = utt2task[utterance]
+        count = _count_label if task in classify else _count
+        errors = count(references[utterance], hypotheses[utterance])
+        found.setdefault(task, {})[utterance] = errors
     return dict(sorted(found.items()))
 
 

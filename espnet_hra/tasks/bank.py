@@ -9,6 +9,9 @@ thousand tasks cheap and keeps them apart:
   instead of two or four tensors keeps that loop short.
 * A batch of mixed tasks stacks the vectors it needs, never the whole bank.
 
+A task that tells labels (``head: classify``, see :mod:`espnet_hra.methods.classify`)
+has those tensors as well, behind the others in the same vector.
+
 Further tasks may lie in a folder, see :mod:`espnet_hra.tasks.cache`: their vectors are
 fetched when a batch asks for them, are no parameters and do not learn.
 
@@ -29,7 +32,8 @@ from espnet_hra.errors import TaskError
 from espnet_hra.names import check_task_name, from_key, listing, to_key
 from espnet_hra.tasks import holding
 from espnet_hra.tasks.cache import HeadCache
-from espnet_hra.tasks.layout import Layout, Section, Tensors
+from espnet_hra.tasks.holding import Held
+from espnet_hra.tasks.layout import CLASSIFIER, Layout, Section, Tensors, classifier
 
 #: Fills a new task's tensors (views of its vector) in place.
 Initialise = Callable[[Tensors], None]
@@ -65,6 +69,7 @@ class TaskBank(torch.nn.Module):
     Args:
         shapes: Names and shapes of a task's tensors, in their order in the vector.
         initialise: Their initial values.
+        pooled: Size of what an utterance is pooled to for tasks that tell labels.
 
     Attributes:
         layout: Where in a vector lies what.
@@ -72,10 +77,14 @@ class TaskBank(torch.nn.Module):
     """
 
     def __init__(
-        self, shapes: Mapping[str, Sequence[int]], initialise: Initialise = zeros
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        initialise: Initialise = zeros,
+        pooled: int = 0,
     ):
         super().__init__()
-        self.layout = Layout()
+        self.layout, self.pooled = Layout(), pooled
+        self._labels: dict[str, tuple[str, ...]] = {}
         self.stored: HeadCache | None = None
         self._initial: list[Initialise] = []
         self._said: dict[str, Said] = {}
@@ -171,18 +180,22 @@ class TaskBank(torch.nn.Module):
         Raises:
             TaskError: The task is unknown, or its file cannot be used.
         """
+        return self._found(name).vector
+
+    def _found(self, name: str) -> Held:
+        """A task's vector and labels as they are now. Errors as of :meth:`vector`."""
         found: torch.Tensor | None = None
         if isinstance(name, str) and "/" not in name:
             found = self._parameters.get(to_key(name))
             if self.stored is not None and (found is None or name in self._behind):
                 head = self.stored.get(name)
                 if head is not None:
-                    found = head.vector
-                elif name in self.stored.store.removed:
+                    return Held(head.vector, head.labels)
+                if name in self.stored.store.removed:
                     found = None
         if found is None:
             raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
-        return found
+        return Held(found, self._labels.get(name, ()))
 
     def tensors(self, name: str) -> Tensors:
         """The tensors of one task by name (views: writing to them changes the task).
@@ -190,7 +203,46 @@ class TaskBank(torch.nn.Module):
         Raises:
             TaskError: The task is unknown.
         """
-        return self.layout.split(self.vector(name).detach())
+        vector = self.vector(name).detach()
+        return {**self.layout.split(vector), **self._classifier(vector, name)}
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a task that is a parameter tells labels."""
+        return any(list(self._labels.values()))
+
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """The labels that a task tells; none of a task that does not classify.
+
+        Raises:
+            TaskError: The task is unknown, or its file cannot be used.
+        """
+        return (holding.of(self).get(name) or self._found(name)).labels
+
+    def gather_classifier(self, name: str) -> Tensors:
+        """The tensors with which a task tells its labels: ``weight``, ``bias``.
+
+        Raises:
+            TaskError: The task is unknown.
+        """
+        vector = self._in_use(name)
+        own = self._classifier(vector, name)
+        return {key.removeprefix(CLASSIFIER): tensor for key, tensor in own.items()}
+
+    def _classifier(self, vector: torch.Tensor, name: str) -> Tensors:
+        labels = len(self.labels_of(name))
+        if not labels:
+            return {}
+        section = Section(self.size, classifier(labels, self.pooled))
+        return self.layout.split(vector, section)
+
+    def flatten(
+        self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor
+    ) -> torch.Tensor:
+        """As of the layout, of a task that may tell labels."""
+        own = [self.layout.flatten(tensors, like)]
+        more = (tensors[key] for key in classifier(0, 0) if key in tensors)
+        return torch.cat([*own, *(tensor.reshape(-1).to(like) for tensor in more)])
 
     def said(self, name: str) -> Said:
         """What the file that a task came from says about it.
@@ -273,19 +325,23 @@ class TaskBank(torch.nn.Module):
             return vector
         held = holding.of(self)
         if name not in held:
-            vector = self.vector(name)
+            found = self._found(name)
             with self._swapping:
-                held[name] = vector.data
-        return held[name]
+                # A graph that torch.export makes loses sight of `data`.
+                exported = torch.compiler.is_exporting()
+                alias = found.vector.detach() if exported else found.vector.data
+                held[name] = found._replace(vector=alias)
+        return held[name].vector
 
     # ---------------------------------------------------------------------- writing
 
-    def add(self, name: str, like: torch.Tensor) -> None:
+    def add(self, name: str, like: torch.Tensor, labels: Sequence[str] = ()) -> None:
         """Add a task with newly initialised tensors.
 
         Args:
             name: Name of the new task.
             like: A tensor on the device and of the type that the task shall have.
+            labels: What it tells, if it classifies.
 
         Raises:
             TaskError: The name is not valid or taken.
@@ -294,9 +350,15 @@ class TaskBank(torch.nn.Module):
         taken = name in self
         if not taken:
             with torch.inference_mode(False):
-                vector = torch.nn.Parameter(torch.empty(self.layout.size).to(like))
+                more = Section(0, classifier(len(labels), self.pooled)).size
+                size = self.layout.size + more
+                vector = torch.nn.Parameter(torch.empty(size).to(like))
                 self.initialise(vector)
-            taken = self._parameters.setdefault(to_key(name), vector) is not vector
+            with self._swapping:
+                taken = to_key(name) in self._parameters
+                if not taken:  # the labels first: who knows the task knows them
+                    self._labels[name] = tuple(labels)
+                    self._parameters[to_key(name)] = vector
         if taken:
             raise TaskError(
                 f"task {name!r} exists already; remove it first, or choose another "
@@ -308,6 +370,7 @@ class TaskBank(torch.nn.Module):
         with torch.no_grad():
             for section, initial in zip(self.layout.sections, self._initial):
                 initial(self.layout.split(vector, section))
+            vector[self.layout.size :].zero_()  # of a classifier: all labels alike
 
     def remove(self, name: str) -> None:
         """Forget a task.
@@ -324,6 +387,7 @@ class TaskBank(torch.nn.Module):
                 "tasks remove), or attach another folder"
             )
         self._said.pop(name, None)
+        self._labels.pop(name, None)
         self._behind.discard(name)
 
     def put(
@@ -332,6 +396,7 @@ class TaskBank(torch.nn.Module):
         tensors: Mapping[str, torch.Tensor],
         like: torch.Tensor,
         said: Said | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         """Give a task, new or existing, the values of these tensors.
 
@@ -342,17 +407,19 @@ class TaskBank(torch.nn.Module):
             tensors: For each name of the layout a tensor of its shape.
             like: A tensor on the device and of the type that a new task shall have.
             said: What is said about it.
+            labels: What it tells, if it classifies.
         """
         check_task_name(name)
         with torch.inference_mode(False), torch.no_grad():
             vector = self._parameters.get(to_key(name))
-            flat = self.layout.flatten(tensors, like if vector is None else vector)
-            if vector is None:
-                self._parameters[to_key(name)] = torch.nn.Parameter(flat)
-            else:
-                # Other memory, not other values in the same: a pass that another
-                # thread runs goes on with the old values.
-                with self._swapping:
+            flat = self.flatten(tensors, like if vector is None else vector)
+            with self._swapping:
+                self._labels[name] = tuple(labels)
+                if vector is None:
+                    self._parameters[to_key(name)] = torch.nn.Parameter(flat)
+                else:
+                    # Other memory, not other values in the same: a pass that another
+                    # thread runs goes on with the old values.
                     vector.data = flat
         self._said[name] = said or Said({}, None)
         self._behind.discard(name)

@@ -42,11 +42,13 @@ class Head(NamedTuple):
         vector: Its flat vector.
         info: What the file says about it, see :data:`espnet_hra.tasks.file.INFO`.
         checksum: Of the file.
+        labels: What it tells, if it classifies.
     """
 
     vector: torch.Tensor
     info: dict[str, Any]
     checksum: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 #: Reads and verifies the file of a task: (its path, its name) -> the task.

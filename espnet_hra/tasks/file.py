@@ -19,7 +19,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ import torch
 
 from espnet_hra.errors import TaskError
 from espnet_hra.files import atomic
-from espnet_hra.names import check_task_name
+from espnet_hra.names import check_task_name, listing
+from espnet_hra.tasks.config import check_labels
+from espnet_hra.tasks.layout import classifier
 from espnet_hra.version import __version__
 
 FORMAT = "espnet-hra task 1"
@@ -53,13 +55,25 @@ INFO = {
     "voice": (str, "a text of espnet_hra.tasks.voice"),
 }
 
-#: Most bytes of the record, so that a file exceeds its tensors by 4 KiB at most.
+#: Most bytes of the record, so that a file exceeds its tensors by 4 KiB at most; and of
+#: the labels in it, of a task that classifies.
 MAX_RECORD = 3072
+MAX_LABELS = 2**16
 
 #: Bounds on what is read from strangers. A full fine-tuning of a large encoder has
 #: thousands of tensors, each with a hundred bytes of header.
 _MAX_HEADER = 2**22
 _MAX_FILE = 2**34
+
+#: The record's key with what a task tells that classifies.
+_LABELS = "labels"
+
+#: How the record is written.
+_JSON: dict[str, Any] = {
+    "sort_keys": True,
+    "allow_nan": False,
+    "ensure_ascii": False,
+}
 
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 #: What stands before the checksum's digits in the bytes: JSON within JSON.
@@ -87,6 +101,11 @@ class TaskFile:
     def info(self) -> dict[str, Any]:
         """What is said about the task, see :data:`INFO`."""
         return {key: self.record[key] for key in INFO if key in self.record}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it tells, if it classifies; else empty."""
+        return tuple(self.record.get(_LABELS) or ())
 
     @property
     def checksum(self) -> str:
@@ -129,6 +148,7 @@ def save(
     tensors: Mapping[str, torch.Tensor],
     identity: Mapping[str, Any],
     info: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write a task's file; an existing one is replaced in one step.
 
@@ -141,13 +161,14 @@ def save(
             other parts, by component) and ``tokens`` (hash of the token list).
         info: What is said about the task, see :data:`INFO`. The date is today's unless
             it is given.
+        labels: What it tells, if it classifies.
 
     Raises:
         TaskError: The task has NaN or infinite values, the record becomes too long, or
             the file cannot be written.
     """
     path = Path(path)
-    content = pack(name, tensors, identity, info)
+    content = pack(name, tensors, identity, info, labels)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise TaskError(f"{path}: there is no folder {folder}")
@@ -164,6 +185,7 @@ def pack(
     tensors: Mapping[str, torch.Tensor],
     identity: Mapping[str, Any],
     info: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = (),
 ) -> bytes:
     """The content of a task's file. Arguments and errors as of :func:`save`."""
     check_task_name(name)
@@ -183,11 +205,18 @@ def pack(
         **info,
         "checksum": "sha256:" + _ZEROS.decode(),
     }
+    told = {_LABELS: list(labels)} if labels else {}
     try:
-        text = json.dumps(record, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        length = len(json.dumps(text, ensure_ascii=False).encode("utf-8"))
+        length = _length(json.dumps(record, **_JSON))
+        text = json.dumps({**record, **told}, **_JSON)
+        more = _length(text) - length
     except (TypeError, ValueError) as e:
         raise TaskError(f"task {name!r}: {info} cannot be written as JSON: {e}") from e
+    if more > MAX_LABELS:
+        raise TaskError(
+            f"task {name!r}: its {len(labels):,} labels take {more:,} bytes and may "
+            f"take {MAX_LABELS:,}: give them shorter names"
+        )
     if length > MAX_RECORD:
         raise TaskError(
             f"task {name!r}: its record takes {length:,} bytes and may take "
@@ -200,6 +229,11 @@ def pack(
     digits = hashlib.sha256(content).hexdigest()  # the digits are zeros still
     content[start : start + 64] = digits.encode()
     return bytes(content)
+
+
+def _length(text: str) -> int:
+    """Bytes of a text within JSON."""
+    return len(json.dumps(text, ensure_ascii=False).encode("utf-8"))
 
 
 def _check_finite(what: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -312,6 +346,8 @@ def read(path: PathLike, max_bytes: int = _MAX_FILE) -> TaskFile:
     try:
         name = check_task_name(record.get("task"))
         check_info({key: record[key] for key in INFO if key in record})
+        if _LABELS in record:
+            check_labels(name, record[_LABELS])
     except TaskError as e:
         raise TaskError(f"{path}: {e}") from None
     _check_finite(f"{path}: task {name!r}", tensors)
@@ -323,6 +359,7 @@ def check(
     file: TaskFile,
     layout: Mapping[str, torch.Size],
     identity: Mapping[str, Any],
+    pooled: int = 0,
 ) -> None:
     """Check that a task was made for this model. Arguments as of :func:`load`.
 
@@ -352,6 +389,14 @@ def check(
                 f"found {found[part]}"
             )
     shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
+    if file.labels:
+        if not pooled:
+            raise TaskError(
+                f"{what} tells labels ({listing(file.labels)}), and only texts can be "
+                "written here: take espnet_hra.Speech2Text, espnet-hra transcribe or "
+                "the server"
+            )
+        layout = {**layout, **classifier(len(file.labels), pooled)}
     wanted = {key: tuple(shape) for key, shape in layout.items()}
     if shapes != wanted:
         raise TaskError(f"{what} has other tensors: expected {wanted}, found {shapes}")
@@ -362,6 +407,7 @@ def load(
     layout: Mapping[str, torch.Size],
     identity: Mapping[str, Any],
     said: PathLike | None = None,
+    pooled: int = 0,
 ) -> TaskFile:
     """Read a task's file and check that it was made for this model.
 
@@ -370,15 +416,17 @@ def load(
         layout: Names and shapes of the tensors that the encoder's head has.
         identity: What the file must have been made for, as in :func:`save`.
         said: How messages name the file, if not by `path`.
+        pooled: Size of what an utterance is pooled to; 0 refuses tasks that classify.
 
     Raises:
         TaskError: The file is missing, damaged, or made for something else.
     """
-    # No type of float is wider than 8 bytes.
+    # No type of float is wider than 8 bytes; a label takes 7 in the record at least.
     limit = 8 * sum(s.numel() for s in layout.values()) + 8 + _MAX_HEADER
+    limit += 8 * (pooled + 1) * MAX_LABELS // 7
     try:
         file = read(path, limit)
-        check(path, file, layout, identity)
+        check(path, file, layout, identity, pooled)
     except TaskError as e:
         if said is None:
             raise

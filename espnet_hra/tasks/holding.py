@@ -7,12 +7,26 @@ replaced or removed; encoder, CTC and search use them one after the other all th
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 
-# The vectors that the running requests began with, by the id of their bank, which the
+
+class Held(NamedTuple):
+    """A task as it was when a request first used it.
+
+    Attributes:
+        vector: Its flat vector.
+        labels: What it tells, if it classifies.
+    """
+
+    vector: torch.Tensor
+    labels: tuple[str, ...] = ()
+
+
+# The tasks that the running requests began with, by the id of their bank, which the
 # request keeps alive. Contexts are copied on write: other threads never see a change.
-_held: ContextVar[Mapping[int, dict[str, torch.Tensor]] | None] = ContextVar(
+_held: ContextVar[Mapping[int, dict[str, Held]] | None] = ContextVar(
     "espnet_hra_held", default=None
 )
 
@@ -31,7 +45,7 @@ def hold(bank: torch.nn.Module) -> Iterator[None]:
         _held.reset(token)
 
 
-def of(bank: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The vectors that the running request has used, by task; empty without one."""
+def of(bank: torch.nn.Module) -> dict[str, Held]:
+    """The tasks that the running request has used, by name; empty without one."""
     held = (_held.get() or {}).get(id(bank))
     return {} if held is None else held

@@ -7,6 +7,22 @@ import torch
 
 Tensors = dict[str, torch.Tensor]
 
+#: What the names of a classifier's tensors begin with, see :func:`classifier`.
+CLASSIFIER = "classify."
+
+
+def classifier(labels: int, pooled: int) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors with which a task tells labels.
+
+    Args:
+        labels: How many there are.
+        pooled: Size of what an utterance is pooled to.
+    """
+    return {
+        f"{CLASSIFIER}weight": torch.Size((labels, pooled)),
+        f"{CLASSIFIER}bias": torch.Size((labels,)),
+    }
+
 
 class Section(NamedTuple):
     """Tensors that lie side by side in a task's vector and are needed together.
@@ -77,9 +93,12 @@ class Layout:
 
     def part(self, vector: torch.Tensor, section: Section | None) -> torch.Tensor:
         """A section's values, (..., size of the section)."""
-        if section is None or section.size == vector.size(-1):
+        start, size = 0, self.size
+        if section is not None:
+            start, size = section.start, section.size
+        if size == vector.size(-1):
             return vector
-        return vector.narrow(-1, section.start, section.size)
+        return vector.narrow(-1, start, size)  # behind it may be a classifier's values
 
     def views(self, part: torch.Tensor, section: Section | None) -> Tensors:
         """A section's values, (..., size of the section), cut into its tensors."""

@@ -18,7 +18,9 @@ from espnet_hra.espnet.models import (
     unknown_task,
 )
 from espnet_hra.files import atomic
+from espnet_hra.names import listing
 from espnet_hra.tasks import file as taskfile
+from espnet_hra.tasks.config import labels_by_task
 from espnet_hra.tasks.store import check_name
 
 
@@ -44,9 +46,15 @@ def run_list(args: argparse.Namespace) -> None:
                 said = {k: record[k] for k in taskfile.INFO if k in record}
                 said.pop("voice", None)  # numbers that nobody can read
                 row.update(said)
+                if "labels" in record:
+                    row["labels"] = record["labels"]
             except TaskError as e:
                 row["problem"] = str(e)
         rows.append(row)
+    told = labels_by_task(found.written.get("encoder_conf"))
+    for row in rows:
+        if row["where"] == "checkpoint" and row["task"] in told:
+            row["labels"] = list(told[row["task"]])
     rows.sort(key=lambda row: row["task"])
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -65,6 +73,8 @@ def _words(row: dict[str, Any]) -> list[str]:
     for score in row.get("scores", []):
         if isinstance(score, dict):
             words.append(f"{score.get('split')} CER {score.get('cer')}")
+    if row.get("labels"):
+        words.append(f"labels {listing(row['labels'])}")
     return [word for word in words if word] + [row[k] for k in ("problem",) if k in row]
 
 
@@ -82,14 +92,17 @@ def run_export(args: argparse.Namespace) -> None:
         content = path.read_bytes()
         if info:
             said = {**file.info, **info}
-            content = taskfile.pack(file.name, file.tensors, file.record, said)
+            content = taskfile.pack(
+                file.name, file.tensors, file.record, said, file.labels
+            )
     elif args.name in checkpoint_tasks(found):
         encoder = _encoder(found, args)
         tensors = encoder.adapter.heads.tensors(args.name)
         info.setdefault("date", found.date)
         info.setdefault("languages", found.languages(args.name))
         info = {**encoder.task_info(args.name), **info}
-        content = taskfile.pack(args.name, tensors, encoder.identity(), info)
+        labels = encoder.labels_of(args.name)
+        content = taskfile.pack(args.name, tensors, encoder.identity(), info, labels)
     else:
         raise unknown_task(found, args.name)
     if not out.absolute().parent.is_dir():

@@ -1,0 +1,136 @@
+"""How many tasks: trainings of 1, 2, 5 ... of them, and new ones after these.
+
+Two parts of a plan::
+
+    counts:                 # trainings of so many tasks each
+        config: hra
+        seeds: [1]
+        numbers: [1, 2, 5]
+    newcomers:              # new tasks, whose controller comes of so many others
+        config: hra
+        seeds: [1]
+        after: [0, 1, 2]    # 0: the controller is trained with the new ones alone
+        new: 2              # how many are held out, the same for all
+
+Tasks are spread over the list of all, and the more hold the fewer, so that differences
+are due to the number. A task hears as much whatever their number: batches are smaller
+in proportion. Rows are called ``hra_n5`` and ``hra_after5``.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from espnet_hra.bench.quality_plan import Step, best_model, label_of, smaller_batch
+from espnet_hra.data.lists import read_entries, write_lists
+
+_SPLITS = ("dev", "test")
+
+
+def nested(tasks: Sequence[str], number: int) -> list[str]:
+    """So many tasks of a list, spread over it; a larger number holds the smaller's.
+
+    Args:
+        tasks: All of them.
+        number: How many; at most all.
+    """
+    # Numbers with their bits in reverse visit a list evenly: halves, then quarters.
+    bits = max(len(tasks) - 1, 0).bit_length()
+    visited = (int(f"{i:0{bits}b}"[::-1] or "0", 2) for i in range(2**bits))
+    return [tasks[i] for i in visited if i < len(tasks)][:number]
+
+
+def counts(comparison: Any) -> Iterator[Step]:
+    """The steps of the part ``counts``."""
+    part = comparison.plan.get("counts", {})
+    for seed in part.get("seeds", [1]):
+        for number in part.get("numbers", ()):
+            yield _count(comparison, part["config"], seed, number)
+
+
+def newcomers(comparison: Any) -> Iterator[Step]:
+    """The steps of the part ``newcomers``."""
+    part = comparison.plan.get("newcomers", {})
+    for seed in part.get("seeds", [1]):
+        for number in part.get("after", ()):
+            yield _after(comparison, part["config"], seed, number, part["new"])
+
+
+def _count(comparison: Any, config: str, seed: int, number: int) -> Step:
+    name = f"{label_of(config)}_n{number}"
+
+    def run() -> None:
+        tasks = nested(comparison.tasks(), number)
+        folder = _train(comparison, config, f"{name}_seed{seed}", seed, tasks)
+        _score(comparison, name, seed, folder, tasks)
+
+    return Step(
+        *("counts", name, f"{name}, seed {seed}"),
+        lambda: comparison.has_rows(name, seed, number),
+        run,
+    )
+
+
+def _after(comparison: Any, config: str, seed: int, number: int, new: int) -> Step:
+    name = f"{label_of(config)}_after{number}"
+
+    def run() -> None:
+        held = nested(comparison.tasks(), new)
+        options: list[str] = []
+        if number:
+            others = [task for task in comparison.tasks() if task not in held]
+            tag = f"{label_of(config)}_others{number}_seed{seed}"
+            first = _train(
+                comparison, config, tag, seed, nested(others, number), last="11"
+            )
+            options = ["--regime", "new_task", "--init_adapter", str(best_model(first))]
+        tag = f"{name}_seed{seed}"
+        folder = _train(comparison, config, tag, seed, held, *options)
+        _score(comparison, name, seed, folder, held)
+
+    return Step(
+        *("newcomers", name, f"{name}, seed {seed}"),
+        lambda: comparison.has_rows(name, seed, new),
+        run,
+    )
+
+
+def _train(
+    comparison: Any,
+    config: str,
+    tag: str,
+    seed: int,
+    tasks: Sequence[str],
+    *options: str,
+    last: str = "12",
+) -> Path:
+    """Train some of the tasks, and decode them; the experiment's folder."""
+    share = len(tasks) / len(comparison.tasks())
+    words = smaller_batch(comparison.configs[config], share)
+    comparison.recipe_run(
+        *(*comparison.named(config), "--seed", str(seed), "--asr_tag", tag),
+        *("--tasks", " ".join(tasks), "--asr_args", " ".join(words)),
+        *("--stop_stage", last, "--skip_stages", "9", *options),
+    )
+    folder: Path = comparison.work / f"asr_{tag}"
+    return folder
+
+
+def _score(
+    comparison: Any, name: str, seed: int, folder: Path, tasks: Sequence[str]
+) -> None:
+    """Write the rows of a training of some of the tasks."""
+    dump, found = comparison.work / "dump", folder / "references"
+    options = []
+    for split in _SPLITS:
+        of = read_entries(dump / split / "utt2task")
+        texts = read_entries(dump / split / "text")
+        lines = [f"{u} {text}" for u, text in texts.items() if of[u] in tasks]
+        write_lists(found, {split: lines})
+        heard = folder / "decode_greedy" / split / "text"
+        options += ["--ref", f"{split}={found / split}", "--hyp", f"{split}={heard}"]
+        options += ["--utt2task", str(dump / split / "utt2task")]
+    comparison.score(
+        *("--method", name, "--seed", str(seed)),
+        *("--params", str(folder / "params.json"), *options),
+    )
