@@ -31,6 +31,9 @@ from espnet_hra.espnet.whisper_reader import WhisperReader, reads_with_whisper
 
 logger = logging.getLogger(__name__)
 
+#: Utterances are padded to a multiple of it for Whisper, in samples.
+STEP = 2 * RATE
+
 
 class Speech2Text(Decoding, asr_inference.Speech2Text):
     """ESPnet's ``Speech2Text`` for adapted models.
@@ -358,7 +361,7 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
 
     def _encode(self, waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder output (b, frames, d) and its lengths (b), as of each one alone."""
-        if len({len(wave) for wave in waves}) == 1 or self.encoder_masks:
+        if self.encoder_masks:
             return self._padded(waves)
         rows, frames = self.encode_each(waves)
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -367,7 +370,7 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
     def encode_each(
         self, waves: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Encoder outputs; only utterances of equal length go through it together.
+        """Encoder outputs; only what is equally long goes through it together.
 
         Args:
             waves: Utterances, (samples) each.
@@ -381,26 +384,40 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             names = encoder.tasks_of_batch(len(waves))
         by_length: dict[int, list[int]] = {}
         for i, wave in enumerate(waves):
-            by_length.setdefault(len(wave), []).append(i)
+            by_length.setdefault(self._room(len(wave)), []).append(i)
         found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for rows in by_length.values():
+        for room, rows in by_length.items():
             choice: selection.Choice = next(iter(names), None)
             if len(names) > 1:
                 choice = tuple(names[i] for i in rows)
             with selection.block(encoder, choice):
-                encoded, frames = self._padded([waves[i] for i in rows])
+                encoded, frames = self._padded([waves[i] for i in rows], room)
             found.update(zip(rows, zip(encoded, frames)))
         return (
             [found[i][0] for i in range(len(waves))],
             [found[i][1] for i in range(len(waves))],
         )
 
-    def _padded(self, waves: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of utterances that are padded to the longest."""
+    def _room(self, samples: int) -> int:
+        """How long an utterance is made for an encoder that hears what is behind it.
+
+        With Whisper that is a whole number of steps, so that many are equally long, and
+        what is heard is still the utterance's own. Samples, as the argument.
+        """
+        encoder = self.asr_model.encoder
+        if self._whisper is None or not getattr(encoder, "pad_seconds", 0.0):
+            return samples
+        return max(samples, min(-(-samples // STEP) * STEP, self._whisper.longest))
+
+    def _padded(
+        self, waves: list[torch.Tensor], room: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of utterances that are padded to the longest, or to `room`."""
         dtype = getattr(torch, self.dtype)
         speech = torch.nn.utils.rnn.pad_sequence(
             [wave.to(dtype) for wave in waves], batch_first=True
         )
+        speech = torch.nn.functional.pad(speech, (0, max(0, room - speech.size(1))))
         lengths = torch.tensor([wave.numel() for wave in waves])
         encoded, frames = self.asr_model.encode(
             speech.to(self.device), lengths.to(self.device)

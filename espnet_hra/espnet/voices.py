@@ -83,7 +83,9 @@ def of_training(args: argparse.Namespace, model: Any) -> dict[str, Voice]:
     for path, name, _ in streams:
         if name == "utt2task":
             with open(path, encoding="utf-8") as file:
-                utt2task.update(line.split(maxsplit=1) for line in file)
+                for line in file:
+                    utterance, _, task = line.partition(" ")
+                    utt2task[utterance] = task.strip()
     data = ESPnetDataset(speech, preprocess=None)
     utterances: dict[str, list[str]] = {name: [] for name in model.encoder.tasks}
     for utterance in data:

@@ -117,12 +117,12 @@ class _Masked:
             _Once(self._kept, f"{self._path}.{name}", getattr(own, name))(memory)
             for name in ("key", "value")
         )
-        heads = (
+        q, k, v = (
             one.unflatten(-1, (own.n_head, -1)).transpose(1, 2)
             for one in (query, key, value)
         )
         found = torch.nn.functional.scaled_dot_product_attention(
-            *heads, attn_mask=self._mask
+            q, k, v, attn_mask=self._mask
         )
         return own.out(found.transpose(1, 2).flatten(start_dim=2)), None
 

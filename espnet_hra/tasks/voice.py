@@ -55,8 +55,8 @@ _TRIANGLE = np.tril_indices(VALUES)
 def _bank(rate: int, size: int) -> np.ndarray:
     """Triangular mel bands, (bins, bands)."""
     highest = min(7600.0, 0.475 * rate)
-    mel = 2595 * np.log10(1 + np.array([60.0, highest]) / 700)
-    edges = 700 * (10 ** (np.linspace(*mel, _BANDS + 2) / 2595) - 1)
+    first, last = (2595 * math.log10(1 + hertz / 700) for hertz in (60.0, highest))
+    edges = 700 * (10 ** (np.linspace(first, last, _BANDS + 2) / 2595) - 1)
     bins = np.linspace(0, rate / 2, size // 2 + 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rise, fall = (bins - low) / (middle - low), (high - bins) / (high - middle)
