@@ -84,8 +84,8 @@ def sick(
             errors[method, seed, task, s] == frozen[task, s] for s in splits
         ):
             why = (
-                "the same errors as the frozen backbone in every utterance: nothing was "
-                "learned (espnet-hra doctor says whether its head does anything)"
+                "the same errors as the frozen backbone in every utterance: nothing "
+                "was learned (espnet-hra doctor says whether its head does anything)"
             )
         else:
             continue

@@ -14,6 +14,7 @@ is about 1 if it is.
 import base64
 import binascii
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
