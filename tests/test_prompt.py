@@ -79,7 +79,11 @@ def test_a_decoder_that_goes_step_by_step_sees_the_prompt_each_time():
         whole, _ = model.decoder(memory, lengths, ids, torch.tensor([4, 4]))
         for i in range(4):
             step = whisper_decoding.step(
-                model.decoder, kept, ids[:, i : i + 1], i, memory
+                model.decoder,
+                kept,
+                ids[:, i : i + 1],
+                i,
+                whisper_decoding.Memory(memory),
             )
             torch.testing.assert_close(step, whole[:, i], rtol=1e-3, atol=1e-3)
     with torch.no_grad(), model.encoder.use_task(None):

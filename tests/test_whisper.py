@@ -139,14 +139,14 @@ def test_a_batch_that_memory_does_not_hold_is_halved(beam, adapted, an4, monkeyp
     recordings = [wave[:length] for wave in recordings]  # padding changes Whisper's
     names = ["male", "female", "male"]
     expected = [nbest[0][2] for nbest in speech2text(recordings, task=names)]
-    encode, most = speech2text._encode, 1
+    encode, most = speech2text.encode_each, 1
 
     def limited(batch):
         if len(batch) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
         return encode(batch)
 
-    monkeypatch.setattr(speech2text, "_encode", limited)
+    monkeypatch.setattr(speech2text, "encode_each", limited)
     found = speech2text(recordings, task=names)
     assert [nbest[0][2] for nbest in found] == expected
     most = 0

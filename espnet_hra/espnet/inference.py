@@ -206,12 +206,13 @@ class Speech2Text(Decoding, asr_inference.Speech2Text):
             if self.ctc_greedy:
                 return self._safely(self._greedy, waves, choice)
             if choice is None or isinstance(choice, str):  # one task: none to mix up
-                together = super().batch_decode if self.encoder_masks else self._each
-                return self._split_if_too_large(together, waves, choice)
+                return self._split_if_too_large(self._of_one_task, waves, choice)
             return self._split_if_too_large(self._search, waves, choice)
 
-    def _each(self, waves: list[torch.Tensor]) -> list[NBest]:
-        """ESPnet's search on one utterance after the other."""
+    def _of_one_task(self, waves: list[torch.Tensor]) -> list[NBest]:
+        """ESPnet's search; one by one where padding would be heard."""
+        if self.encoder_masks:
+            return super().batch_decode(waves)
         return [asr_inference.Speech2Text.__call__(self, wave) for wave in waves]
 
     def _safely(

@@ -161,7 +161,7 @@ def write(
         opening.rstrip() + "\n",
         BEGIN,
         _explanation(found),
-        *filter(None, [health.section(health.sick(**vars(results)))]),
+        *filter(None, [health.section(health.sick(**vars(everything)))]),
         *shown,
         comparison(found, against, split, samples),
         rate_tables(everything.rows),

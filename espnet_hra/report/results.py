@@ -133,6 +133,7 @@ class Results:
         return Results(
             [row for row in self.rows if row.key not in labels],
             [one for one in self.utterances if one.key not in labels],
+            self.faults,
         )
 
     def merged(self, new: "Results") -> "Results":
