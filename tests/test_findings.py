@@ -165,6 +165,10 @@ def test_answers_are_those_of_the_tables(tmp_path):
     assert "|C|not run yet|||||" in page and "Not run yet: C." in page
     assert "|ours|1|100|7|35.0 [" in page
     assert (tmp_path / "docs" / "findings" / "one.png").read_bytes()[1:4] == b"PNG"
+    # A picture of the reference alone shows nothing.
+    table(tmp_path / "tables", ("hra", 1, ours))
+    assert "![" not in asked(tmp_path, **question)
+    assert not (tmp_path / "docs" / "findings" / "one.png").exists()
     # Another result, another answer.
     worse = [n + 2 for n in ours]
     table(

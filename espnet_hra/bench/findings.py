@@ -403,8 +403,12 @@ def _section(question: Mapping[str, Any], found: Finding, picture: str) -> str:
 
 
 def _draw(found: Finding, path: Path) -> str:
-    """Draw the rows that are there; what the page says of it, nothing without any."""
-    if not found.bars:
+    """Draw the rows that are there, if they show more than those that are missing.
+
+    Returns:
+        What the page says of the picture.
+    """
+    if len(found.bars) < max(2, len(found.missing)):
         path.unlink(missing_ok=True)
         return ""
     names, values = list(found.bars), list(found.bars.values())
