@@ -144,9 +144,10 @@ def test_step_by_step_with_a_cache_is_the_whole_at_once(method):
             torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_computes_the_equations():
+@pytest.mark.parametrize("shared_head", [True, "layer"])
+def test_it_computes_the_equations(shared_head):
     """Against the method written down once more, layer by layer."""
-    conf = {"layer_bias": True, "output_scale": "channel", "shared_head": True}
+    conf = {"layer_bias": True, "output_scale": "channel", "shared_head": shared_head}
     model = trained("hra", **conf)
     encoder, adapter = model.encoder, model.encoder.adapter
     layers = len(encoder.encoders)
@@ -167,7 +168,8 @@ def test_it_computes_the_equations():
         b = controller.b[layers + i]
         h = torch.relu(normed @ controller.W.T + controller.u * h + b)
         change = h @ head["decoder.V"].T + head["decoder.v"]
-        change = change + adapter.shared_head_of_decoder(h)
+        shared = adapter.shared_head_of_decoder
+        change = change + (shared[i] if shared_head == "layer" else shared)(h)
         x = x + adapter.scale[layers + i] * change
     expected = stock.output_layer(stock.after_norm(x))
     for row, n in enumerate(LENGTHS):
@@ -206,11 +208,13 @@ def test_copies_and_files_are_the_same(method, tmp_path):
     assert any(name.startswith("decoder.") for name in shapes)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "hra layer"])
 def test_the_arithmetic_counts_the_decoder_too(method):
     conf = {}
-    if method == "hra":
+    if method.startswith("hra"):
         conf = {"layer_bias": True, "output_scale": "layer", "shared_head": True}
+    if method == "hra layer":
+        method, conf["shared_head"] = "hra", "layer"
     adapter = made(method, **conf).encoder.adapter
     shared = sum(p.numel() for p in adapter.shared_parameters().values())
     assert adapter.formula() == {"shared": shared, "per_task": adapter.heads.size}
@@ -357,7 +361,12 @@ def test_a_pack_and_a_new_task_hold_the_decoder_too(exp, an4, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method, conf", [("hra", {"shared_head": True}), ("lora", {"shared_rank": 2})]
+    "method, conf",
+    [
+        ("hra", {"shared_head": True}),
+        ("hra", {"shared_head": "layer"}),
+        ("lora", {"shared_rank": 2}),
+    ],
 )
 def test_a_new_task_freezes_what_is_shared_of_the_decoder_too(method, conf):
     if method == "lora":

@@ -55,6 +55,7 @@ VARIANTS = {
     "hra-prompt": {"prompt_size": 3},
     "hra-low-rank": {"head": "low_rank"},
     "hra-shared-head": {"shared_head": True, "output_scale": "layer"},
+    "hra-shared-heads": {"shared_head": "layer"},
     "lora-all-dora": {"adapter": "lora", "matrices": "all", "dora": True},
     "lora-shared": {"adapter": "lora", "shared_rank": 3},
     "residual-parallel": {"adapter": "residual", "placement": "parallel"},

@@ -140,6 +140,7 @@ CASES = [
     *({"adapter": "hra", "head": head} for head in ("linear", "ffn", "low_rank")),
     *({"adapter": "hra", "controller": c} for c in ("rnn", "ligru", "none", "gated")),
     {"adapter": "hra", "shared_head": True},
+    {"adapter": "hra", "shared_head": "layer"},
     {"adapter": "hra", "prompt_size": 3},
     *(
         {"adapter": name}

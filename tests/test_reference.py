@@ -83,8 +83,9 @@ def reference(stock, xs, lens, controller, p, head, heads, c, conf):
                 state[b, t] = next_state(controller, p, seen, state[b, t], index)
                 change = head_output(head, heads[b], state[b, t])
                 if conf.get("shared_head"):
-                    change += p["shared_head.weight"] @ state[b, t]
-                    change += p["shared_head.bias"]
+                    each = f".{index}" if conf["shared_head"] == "layer" else ""
+                    change += p[f"shared_head{each}.weight"] @ state[b, t]
+                    change += p[f"shared_head{each}.bias"]
                 y[b, t] = x[b, t] + change * p.get("scale", [1.0] * 99)[index]
         y = torch.from_numpy(y).float()
         xs = (y, *xs[1:]) if isinstance(xs, tuple) else y
@@ -98,6 +99,7 @@ OPTIONS = {
     "scaled_channels": {"output_scale": "channel"},
     "reads_input": {"reads": "input"},
     "shared_head": {"shared_head": True, "output_scale": "layer"},
+    "shared_heads": {"shared_head": "layer"},
 }
 
 

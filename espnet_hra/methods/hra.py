@@ -31,7 +31,8 @@ What the paper leaves open, and what is chosen here:
   input``: it reads what the layer was given, which the layer then runs beside);
 * a task's head is all that is added (``shared_head: true`` adds a linear head that all
   tasks share and that learns with the controller: ``y_l = x_l + V_0 h_l + v_0 +
-  head_task(h_l)``, so that a task need only learn what is its own);
+  head_task(h_l)``, so that a task need only learn what is its own; ``shared_head:
+  layer`` adds one for each layer, V_l and v_l in the place of V_0 and v_0);
 * a task has no soft prompt (``prompt_size: n`` gives it n vectors that the layers'
   attention sees, see :mod:`espnet_hra.methods.prompt`; a mixed batch then runs task by
   task);
@@ -78,7 +79,8 @@ class HierarchicalRecurrentAdapter(Adapter):
             ``layer``, one learned number for each layer, or ``channel``, d of them.
             Tasks share them; they start at one.
         reads: ``output`` or ``input`` of the layer.
-        shared_head: Whether a linear head that all tasks share is added to the task's.
+        shared_head: Whether a linear head that all tasks share is added to the task's:
+            False, True, or ``layer`` for one for each layer.
         prompt_size: Number of vectors of a task's soft prompt; 0 for none.
 
     Raises:
@@ -97,7 +99,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         layer_bias: bool = False,
         output_scale: str = "none",
         reads: str = "output",
-        shared_head: bool = False,
+        shared_head: bool | str = False,
         prompt_size: int = 0,
     ):
         check_choice("controller", controller, CONTROLLERS)
@@ -106,7 +108,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         check_choice("layer_bias", layer_bias, (False, True))
         check_choice("output_scale", output_scale, ("none", "layer", "channel"))
         check_choice("reads", reads, ("output", "input"))
-        check_choice("shared_head", shared_head, (False, True))
+        check_choice("shared_head", shared_head, (False, True, "layer"))
         check_size("controller_size", controller_size)
         check_size("head_size", head_size)
         whole = type(prompt_size) is int and prompt_size >= 0
@@ -124,7 +126,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         }
         if head != "linear":
             config["head_size"] = head_size
-        if layer_bias or output_scale != "none":
+        if layer_bias or output_scale != "none" or shared_head == "layer":
             config["layers"] = layers
         for key, value, usual in (
             ("layer_bias", layer_bias, False),
@@ -160,10 +162,15 @@ class HierarchicalRecurrentAdapter(Adapter):
         if output_scale != "none":
             numbers = width if output_scale == "channel" else 1
             self.scale = torch.nn.Parameter(torch.ones(layers, numbers))
-        self.shared_head: torch.nn.Linear | None = None
-        self.shared_head_of_decoder: torch.nn.Linear | None = None
+        self.shared_head: SharedHead | None = None
+        self.shared_head_of_decoder: SharedHead | None = None
         if shared_head:
-            self.shared_head = torch.nn.Linear(controller_size, width)
+            each = shared_head == "layer"
+            own = [
+                torch.nn.Linear(controller_size, width)
+                for _ in range(each * layers or 1)
+            ]
+            self.shared_head = torch.nn.ModuleList(own) if each else own[0]
             _zero(self.shared_head)
 
     def reset_shared(self) -> None:
@@ -245,7 +252,8 @@ class HierarchicalRecurrentAdapter(Adapter):
             shared += self.scale.numel()
         for other in (self.shared_head, self.shared_head_of_decoder):
             if other is not None:
-                shared += d * c + d
+                heads = len(other) if isinstance(other, torch.nn.ModuleList) else 1
+                shared += heads * (d * c + d)
         prompt = 0 if self._prompts is None else self._prompts.count()
         return shared, self.head.count(*self._size) + prompt
 
@@ -255,7 +263,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         ]
         shapes += self.head.layout(*self._size).values()
         if self.shared_head is not None:
-            shapes.append(self.shared_head.weight.shape)
+            shapes.append((self.width, self.controller.c))
         # one for each weight of a matrix, biases and norms left out as usual
         macs = self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
         return macs + (0 if self._prompts is None else self._prompts.macs())
@@ -267,9 +275,13 @@ def _with_prompt(head: Callable[[Tensors], None], tensors: Tensors) -> None:
     initialise(tensors)
 
 
-def _zero(linear: torch.nn.Linear) -> None:
-    torch.nn.init.zeros_(linear.weight)
-    torch.nn.init.zeros_(linear.bias)
+#: Of all layers, or one for each.
+SharedHead = torch.nn.Linear | torch.nn.ModuleList
+
+
+def _zero(shared: SharedHead) -> None:
+    for parameter in shared.parameters():
+        torch.nn.init.zeros_(parameter)
 
 
 class _DepthRecurrence(OnePass):
@@ -286,11 +298,11 @@ class _DepthRecurrence(OnePass):
         self,
         adapter: HierarchicalRecurrentAdapter,
         head: Tensors,
-        shared_head: torch.nn.Linear | None,
+        shared_head: "SharedHead | None",
         first: int,
     ):
         super().__init__()
-        self.adapter, self.heads = adapter, (head, shared_head)
+        self.adapter, self.head, self.shared_head = adapter, head, shared_head
         self.first = first  # layers of the encoder that come before those of this pass
         self.h: torch.Tensor | None = None
         self.latest = -1
@@ -305,12 +317,25 @@ class _DepthRecurrence(OnePass):
         read = given if self.adapter.reads == "input" else x
         if self.ended:
             h = self.came_from[index]
-            return self.adapter.step(self.first + index, read, x, h, *self.heads)[0]
+            return self._layer(index, read, x, h)[0]
         h = self.h if index > self.latest else None
         if h is not None and h.size(-2) > x.size(-2):
             h = h[..., : x.size(-2), :]  # the encoder cut off a tail of blanks
         if self.grad:
             self.came_from[index] = h
         self.latest = index
-        y, self.h = self.adapter.step(self.first + index, read, x, h, *self.heads)
+        y, self.h = self._layer(index, read, x, h)
         return y
+
+    def _layer(
+        self,
+        index: int,
+        read: torch.Tensor,
+        x: torch.Tensor,
+        h: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer of this pass, whatever comes before it."""
+        shared = self.shared_head
+        if isinstance(shared, torch.nn.ModuleList):
+            shared = shared[index]
+        return self.adapter.step(self.first + index, read, x, h, self.head, shared)
