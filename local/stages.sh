@@ -35,15 +35,19 @@ fail_for_space() {
 }
 
 # first_places FOLDER...: where these folders were when the run began. Lists name files
-# with whole paths; where a folder has moved since, stages 1, 3 and 4 make them again, and
-# digests go on to see the first places, so that nothing else is done again. Sets
-# ${places}: a folder and its first place, one after the other, of those that moved.
+# with whole paths, and so does the choice of the backbone; where a folder has moved
+# since, stages 1, 3, 4 and 8 make them again, and digests go on to see the first places,
+# so that nothing else is done again. Sets ${places}: a folder and its first place, one
+# after the other, of those that moved.
 places=()
 first_places() {
     local first=("$@") last=("$@") i
     if [ -s "${done_dir}/places" ]; then
         mapfile -t first <"${done_dir}/places"
         mapfile -t last <"${done_dir}/places.last"
+        # From before so many were noted.
+        first+=("${@:${#first[@]}+1}")
+        last+=("${@:${#last[@]}+1}")
     fi
     for ((i = 1; i <= $#; i++)); do
         # A corpus of another name is another one, and known by its name alone.
@@ -53,7 +57,7 @@ first_places() {
     done
     if [ "${last[*]}" != "$*" ]; then
         echo "A folder has moved since the last run: lists are made again"
-        rm -f "${done_dir}"/stage{1,3,4}
+        rm -f "${done_dir}"/stage{1,3,4,8}
     fi
     put "${done_dir}/places" "${first[@]}"
     put "${done_dir}/places.last" "$@"
@@ -108,7 +112,7 @@ digest() {
                 elif [ -f "${path}" ]; then
                     sha256sum <"${path}" || exit 1
                 else
-                    echo "missing ${path}"
+                    echo "missing ${path}" | as_at_first
                 fi
                 ;;
             *) printf '%q\n' "${item}" ;;

@@ -189,8 +189,8 @@ def stages_that_ran(done: subprocess.CompletedProcess) -> list[str]:
     return re.findall(r"Stage (\d+): done in", done.stdout)
 
 
-def marks(recipe: Path) -> dict[str, str]:
-    folder = recipe / "exp" / "mini_an4" / ".done"
+def marks(recipe: Path, exp: str = "exp/mini_an4") -> dict[str, str]:
+    folder = recipe / exp / ".done"
     return {path.name: path.read_text() for path in folder.glob("stage*")}
 
 
@@ -206,7 +206,7 @@ def test_a_recipe_that_moved_goes_on_where_it_was(tmp_path, base):
     done = prepare(moved, *options)
     assert done.returncode == 0, done.stderr
     assert "A folder has moved since the last run" in done.stdout
-    assert stages_that_ran(done) == ["1", "3", "4"]
+    assert stages_that_ran(done) == ["1", "8", "3", "4"]
     assert marks(moved) == before and set(before) == {f"stage{n}" for n in (1, 3, 4, 8)}
     listed = (moved / "exp" / "mini_an4" / "dump" / "train" / "wav.scp").read_text()
     for line in listed.splitlines():
@@ -214,8 +214,25 @@ def test_a_recipe_that_moved_goes_on_where_it_was(tmp_path, base):
         assert path.startswith(f"{moved}/") and Path(path).is_file()
     assert stages_that_ran(prepare(moved, *options)) == []
     moved.rename(recipe)  # and back
-    assert stages_that_ran(prepare(recipe, *options)) == ["1", "3", "4"]
+    assert stages_that_ran(prepare(recipe, *options)) == ["1", "8", "3", "4"]
     assert marks(recipe) == before
+
+
+def test_results_that_moved_go_on_where_they_were(tmp_path, base):
+    """Those of --expdir, wherever it is: nothing that was computed is done again."""
+    recipe = copy_recipe(tmp_path / "recipe")
+    options = ["--pretrained_model", base, "--asr_args", "--max_epoch 1", "--expdir"]
+    done = prepare(recipe, *options, tmp_path / "first")
+    assert done.returncode in (0, 3), done.stderr
+    before = marks(tmp_path / "first", "mini_an4")
+    moved = tmp_path / "it's elsewhere"
+    (tmp_path / "first").rename(moved)
+    done = prepare(recipe, *options, moved)
+    assert done.returncode in (0, 3), done.stderr
+    assert "A folder has moved since the last run" in done.stdout
+    assert stages_that_ran(done) == ["1", "8", "3", "4"]
+    assert marks(moved, "mini_an4") == before and "stage11" in before
+    assert stages_that_ran(prepare(recipe, *options, moved)) == []
 
 
 def test_a_recipe_in_a_place_that_cannot_be_written_to_says_so(tmp_path):

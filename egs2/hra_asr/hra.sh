@@ -424,7 +424,7 @@ if command -v flock >/dev/null; then
     fi
 fi
 
-first_places "${PWD}" "${corpus}"
+first_places "${PWD}" "${corpus}" "${work}"
 
 task_sets=(train dev test)
 all_sets=(train dev test)
