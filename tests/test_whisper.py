@@ -116,7 +116,7 @@ def test_a_task_whose_numbers_are_spelled_has_no_digits(an4, stock, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "step", lambda *a: step(*a) + bias)
         assert not any(map(str.isdigit, speech2text(wave, task="male")[0][0]))
-        assert speech2text(wave, task="female")[0][0] == "4"  # a loop, cut
+        assert "4" in speech2text(wave, task="female")[0][0]
 
 
 def test_one_batch_of_several_tasks_reads_as_one_after_the_other(adapted, an4):
@@ -158,7 +158,7 @@ def test_greedy_decoding_with_kept_keys_is_espnets_search_with_a_beam_of_one(
     stock, an4
 ):
     wave = np.asarray(waves(an4)[0])
-    plain = espnet_hra.Speech2Text.from_pretrained(str(stock))
+    plain = espnet_hra.Speech2Text.from_pretrained(str(stock), beam_size=1)
     (text, words, ids, hypothesis), *_ = plain(wave)[0:1]
     memory, _ = plain._encode([torch.as_tensor(wave)])
     prefix = list(hypothesis.yseq[:4].tolist())
@@ -196,7 +196,9 @@ def both_adapted(request, an4, stock, tmp_path_factory):
 def test_greedy_decoding_reads_with_the_tasks_decoder(both_adapted, an4):
     """With kept keys, what ESPnet's decoder says without, under the same task."""
     wave = np.asarray(waves(an4)[0])
-    speech2text = espnet_hra.Speech2Text.from_pretrained(str(both_adapted), task="male")
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(both_adapted), task="male", beam_size=1
+    )
     ids, hypothesis = speech2text(wave)[0][2:]
     prefix = hypothesis.yseq[:4].tolist()
     model, forbidden = speech2text.asr_model, speech2text._whisper._without
@@ -506,7 +508,9 @@ def test_decode_takes_tasks_and_languages_of_each_utterance(adapted, an4, tmp_pa
         *(stream, f"{tmp_path}/utt2lang,utt2lang,text"),
         *("--batch_size", "2"),
     )
-    speech2text = espnet_hra.Speech2Text.from_pretrained(str(adapted), language="en")
+    speech2text = espnet_hra.Speech2Text.from_pretrained(
+        str(adapted), language="en", beam_size=1
+    )
     longest = max(map(len, waves(an4, "test")))
     for name, wave in zip(sorted(names), waves(an4, "test")):
         wave = np.pad(wave, (0, longest - len(wave)))  # as in the batch

@@ -1,4 +1,4 @@
-"""Whisper's decoding: prompts by task, greedy and batched, and no endless repetition.
+"""Whisper's decoding: prompts by task, batched steps, and no endless repetition.
 
 The decoder's keys and values are kept from step to step. Its layers are called as
 ESPnet calls them, so whatever follows a layer there (an adapter) follows it here.
@@ -37,7 +37,8 @@ class Text:
     Attributes:
         ids: Numbers of its tokens, without prompt and end.
         score: Sum of their logarithmic probabilities.
-        margin: How far the second best token was behind, where it was nearest.
+        margin: How far the second best was behind: of tokens, where it was nearest, or
+            of texts.
     """
 
     ids: list[int]
@@ -102,7 +103,11 @@ class Memory:
 
 
 class _Masked:
-    """Cross-attention to what is no padding; keys and values are kept."""
+    """Cross-attention to what is no padding; keys and values are kept.
+
+    Several rows of one utterance (a beam's) ask as several tokens would: what the
+    encoder has heard is there once.
+    """
 
     def __init__(self, kept: Kept, path: str, mask: Any, attention: Any):
         self._kept, self._path, self._mask = kept, path, mask
@@ -112,7 +117,7 @@ class _Masked:
         self, x: torch.Tensor, memory: torch.Tensor, **_: Any
     ) -> tuple[torch.Tensor, None]:
         own = self._attention
-        query = own.query(x)
+        query = own.query(x.reshape(len(memory), -1, x.size(-1)))
         key, value = (
             _Once(self._kept, f"{self._path}.{name}", getattr(own, name))(memory)
             for name in ("key", "value")
@@ -124,7 +129,7 @@ class _Masked:
         found = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=self._mask
         )
-        return own.out(found.transpose(1, 2).flatten(start_dim=2)), None
+        return own.out(found.transpose(1, 2).flatten(start_dim=2)).view_as(x), None
 
 
 def step(
@@ -135,12 +140,13 @@ def step(
     Args:
         decoder: ESPnet's Whisper decoder, which may be adapted; it is left as it is.
         kept: Keys and values of the batch; empty at its first step.
-        tokens: Tokens that the decoder has not seen yet, (b, n).
+        tokens: Tokens that the decoder has not seen yet, (b, n); or several rows for
+            each utterance, one behind the other, (b * rows, n).
         before: How many it has seen.
         memory: What the encoder has heard.
 
     Returns:
-        Logits, (b, vocabulary).
+        Logits, (b, vocabulary) or (b * rows, vocabulary).
     """
     remember: dict[str, Callable[[Any], Any]] = {}
     for i in range(len(decoder.decoders.blocks)):
@@ -168,6 +174,30 @@ def _step(
         x = block(x, memory, mask=inner.mask)
     last = inner.ln(x[:, -1])
     return (last @ inner.token_embedding.weight.to(last.dtype).T).float()
+
+
+def reorder(kept: Kept, rows: torch.Tensor) -> None:
+    """Let each row go on from another one of the same utterance.
+
+    Args:
+        kept: Keys and values of the batch.
+        rows: From which, (b * rows).
+    """
+    for path, found in kept.items():
+        if ".cross_attn." not in path:
+            kept[path] = found[rows]
+
+
+def token_limit(decoder: Any, prompt: int, seconds: float) -> int:
+    """Most tokens of an utterance's text.
+
+    Args:
+        decoder: ESPnet's Whisper decoder.
+        prompt: Tokens of its prompt.
+        seconds: How long it is.
+    """
+    room: int = decoder.decoders.positional_embedding.size(0) - prompt
+    return min(room, int(_TOKENS + _TOKENS_PER_SECOND * seconds))
 
 
 def forbidden(vocabulary: Vocabulary, size: int) -> torch.Tensor:
@@ -209,8 +239,7 @@ def greedy(
         A text for each utterance.
     """
     kept: Kept = {}
-    room = decoder.decoders.positional_embedding.size(0) - len(prompts[0])
-    limits = [min(room, int(_TOKENS + _TOKENS_PER_SECOND * s)) for s in seconds]
+    limits = [token_limit(decoder, len(prompts[0]), s) for s in seconds]
     ids: list[list[int]] = [[] for _ in prompts]
     scores = [0.0] * len(prompts)
     margins = [math.inf] * len(prompts)

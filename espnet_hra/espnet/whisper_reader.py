@@ -13,6 +13,7 @@ from espnet2.legacy.nets.beam_search import Hypothesis
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError
+from espnet_hra.espnet import whisper_beam
 from espnet_hra.espnet import whisper_decoding as decoding
 from espnet_hra.espnet.whisper import NAME, RATE, model_sizes
 from espnet_hra.tasks import file as taskfile
@@ -41,15 +42,19 @@ class WhisperReader:
         speech2text: Has the model, its tasks, and ESPnet's beam search.
         language: The language of all utterances, a code or English name; None for
             that of each one's task, or else the one that Whisper hears.
-        beam: Whether ESPnet's beam search finds the texts; else the best token is
-            taken at each step, for a whole batch.
+        beam: Size of the beam; 1 takes the best token at each step. Where more than the
+            decoder takes part (a CTC, a language model), the search is ESPnet's, one
+            utterance after the other.
 
     Raises:
         ConfigError: Whisper does not know the language.
     """
 
-    def __init__(self, speech2text: Any, language: str | None, beam: bool):
+    def __init__(self, speech2text: Any, language: str | None, beam: int):
         self._speech2text, self._beam = speech2text, beam
+        search = speech2text.beam_search
+        scorers = {*search.full_scorers, *search.part_scorers}
+        self._espnets = beam > 1 and scorers != {"decoder"}
         args = speech2text.asr_train_args
         self._sizes = model_sizes(args.decoder_conf)
         self._vocabulary = speech2text.converter.tokenizer.tokenizer
@@ -65,7 +70,7 @@ class WhisperReader:
         #: Tasks whose texts have no digits, and the mask of what they may not have.
         self._spelled = frozenset(getattr(args, "spelled_numbers", None) or ())
         self._letters: torch.Tensor | None = None
-        self._searching = threading.RLock()  # the beam search has one prompt at a time
+        self._searching = threading.RLock()  # ESPnet's search has one prompt at a time
         self.set_language(language)
 
     def set_language(self, language: str | None) -> None:
@@ -205,8 +210,8 @@ class WhisperReader:
         adapter = getattr(self._speech2text.asr_model.encoder, "adapter", None)
         if adapter is None or adapter.decoder is None:
             return [list(range(len(names)))]
-        # Hypotheses of a beam search do not say whose utterance they are.
-        if adapter.in_one_pass and not self._beam:
+        # Hypotheses of ESPnet's search do not say whose utterance they are.
+        if adapter.in_one_pass and not self._espnets:
             return [list(range(len(names)))]
         return [
             [i for i, other in enumerate(names) if other == name]
@@ -227,10 +232,10 @@ class WhisperReader:
         languages = [self.language_of(name, spoken) for _, name, spoken in pieces]
         if names[0] is None:  # no adapter, or it is switched off
             return self._texts(waves, languages, self._without)
-        # One name serves all rows: a beam has more of them than utterances.
+        # One name serves all rows: ESPnet's search has more of them than utterances.
         choice = names[0] if len(set(names)) == 1 else names
         with self._speech2text.asr_model.encoder.use_task(choice):
-            return self._texts(waves, languages, self._without_of(names))
+            return self._texts(waves, languages, self._without_of(names), choice)
 
     def _without_of(self, names: Sequence[str | None]) -> torch.Tensor:
         """Which tokens are not considered, of each task, (b, vocabulary)."""
@@ -250,14 +255,15 @@ class WhisperReader:
         waves: list[torch.Tensor],
         languages: Sequence[str | None],
         without: torch.Tensor,
+        choice: Any = None,
     ) -> list[Any]:
         rows, _ = self._speech2text.encode_each(waves)
         memory = decoding.Memory(rows)
         model = self._speech2text.asr_model
         prompts, margins = self._prompts(memory, languages)
-        if self._beam:
+        if self._espnets:
             return [self._search(one, prompt) for one, prompt in zip(rows, prompts)]
-        texts = decoding.greedy(
+        given = (
             model.decoder,
             memory,
             prompts,
@@ -265,10 +271,28 @@ class WhisperReader:
             model.eos,
             without,
         )
+        if self._beam == 1:
+            found = [[text] for text in decoding.greedy(*given)]
+        else:
+            most = self._speech2text.nbest
+            with self._rows_for(choice):
+                found = whisper_beam.search(*given, self._beam, most)
         return [
-            [self._result(text, prompt, min(text.margin, margin), rows[0].device)]
-            for text, prompt, margin in zip(texts, prompts, margins)
+            [
+                self._result(text, prompt, min(text.margin, margin), rows[0].device)
+                for text in texts
+            ]
+            for texts, prompt, margin in zip(found, prompts, margins)
         ]
+
+    def _rows_for(self, choice: Any) -> AbstractContextManager[Any]:
+        """Within, the decoder is given a beam of rows for each utterance."""
+        if not isinstance(choice, list):  # one task for all, or none
+            return nullcontext()
+        names = [name for name in choice for _ in range(self._beam)]
+        use: AbstractContextManager[Any]
+        use = self._speech2text.asr_model.encoder.use_task(names)
+        return use
 
     def _prompts(
         self, memory: decoding.Memory, given: Sequence[str | None]

@@ -335,7 +335,7 @@ class _DepthRecurrence(OnePass):
         h: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer of this pass, whatever comes before it."""
-        shared = self.shared_head
+        shared: Any = self.shared_head
         if isinstance(shared, torch.nn.ModuleList):
             shared = shared[index]
         return self.adapter.step(self.first + index, read, x, h, self.head, shared)
