@@ -173,6 +173,7 @@ def test_the_plans_for_whisper_are_fair(name):
     plan = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     comparison = Comparison(RECIPE, plan, [], ROOT / "exp")
     assert comparison.conf == "conf/whisper" and comparison.measure != "CER"
+    assert (RECIPE / comparison.conf / f"{comparison.decoding}.yaml").is_file()
     compared = {config.removesuffix("_x3") for config in plan["runs"]}
     for config, rates in plan["rates"].items():
         assert len(rates) >= 4 and rates == sorted(rates)

@@ -50,7 +50,7 @@ option asr_config "" "the adaptation (default: conf/train_METHOD.yaml)"
 option variant "" "instead: one of variants.yaml, e.g. hra_long (Whisper: conf/whisper)"
 option asr_args "" "more options for the adaptation, e.g. \"--max_epoch 5\""
 option asr_tag "" "name of the adaptation's folder (default: made of the above)"
-option inference_config "" "decoding (default: conf/decode_greedy.yaml)"
+option inference_config "" "decoding (default: conf/decode_greedy.yaml, conf/whisper/decode_beam.yaml)"
 option inference_args "" "more options for decoding"
 option inference_model "" "the checkpoint to decode with (default: the best one)"
 option autocast auto "mixed precision in training: none, bfloat16, or auto"
@@ -204,10 +204,12 @@ else
 fi
 
 configs=conf
+decoding=decode_greedy
 if [ "${corpus}" = mini_an4 ] && "${train_backbone}"; then
     configs=conf/mini_an4
 elif [[ ${pretrained_model} == whisper:* ]]; then
     configs=conf/whisper
+    decoding=decode_beam
 fi
 # What the caller names is looked for where the caller is, defaults only here.
 for item in backbone_config asr_config inference_config; do
@@ -216,9 +218,9 @@ for item in backbone_config asr_config inference_config; do
     fi
 done
 : "${backbone_config:=${configs}/train_backbone.yaml}"
-: "${inference_config:=${configs}/decode_greedy.yaml}"
+: "${inference_config:=${configs}/${decoding}.yaml}"
 if [ ! -f "${inference_config}" ]; then
-    inference_config=conf/decode_greedy.yaml
+    inference_config=conf/${decoding}.yaml
 fi
 if [ "${method}" = none ]; then
     for item in asr_config variant asr_args init_adapter classify; do

@@ -229,13 +229,13 @@ def language_of(
 
 
 def reading(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How ``Speech2Text`` reads with a new task: greedily, as the model can.
+    """How ``Speech2Text`` reads with a new task: without a long search.
 
     Args:
         config: The model's.
 
     Returns:
-        Its options: none for Whisper, which reads greedily by itself; the best CTC
+        Its options: none for Whisper, whose usual beam is quick; the best CTC
         symbols of models that have a CTC; a beam of one of those that have none.
     """
     from espnet_hra.espnet.whisper_reader import reads_with_whisper

@@ -127,7 +127,7 @@ def _score(
         texts = read_entries(dump / split / "text")
         lines = [f"{u} {text}" for u, text in texts.items() if of[u] in tasks]
         write_lists(found, {split: lines})
-        heard = folder / "decode_greedy" / split / "text"
+        heard = folder / comparison.decoding / split / "text"
         options += ["--ref", f"{split}={found / split}", "--hyp", f"{split}={heard}"]
         options += ["--utt2task", str(dump / split / "utt2task")]
     comparison.score(

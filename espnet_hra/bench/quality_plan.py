@@ -251,6 +251,11 @@ def conf_folder(plan: Mapping[str, Any]) -> str:
     return "conf/whisper" if whisper else "conf"
 
 
+def decoding_of(plan: Mapping[str, Any]) -> str:
+    """The configuration that ``run.sh`` decodes with, by its name."""
+    return "decode_greedy" if conf_folder(plan) == "conf" else "decode_beam"
+
+
 def read_configs(recipe: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The configurations that a plan names, by these names.
 

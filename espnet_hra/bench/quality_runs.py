@@ -21,6 +21,7 @@ from espnet_hra.bench.quality_plan import (
     best_on_dev,
     check_plan,
     conf_folder,
+    decoding_of,
     label_of,
     number,
     read_configs,
@@ -62,7 +63,7 @@ class Comparison:
         self.corpus = plan.get("corpus", "debian_voices")
         self.expdir = expdir
         self.work = expdir / self.corpus
-        self.conf = conf_folder(plan)
+        self.conf, self.decoding = conf_folder(plan), decoding_of(plan)
         self.configs = read_configs(recipe, plan)
 
     @property
@@ -189,7 +190,7 @@ class Comparison:
                     *("--shared_params", "0"),
                     *("--task_params", str(shared + own[task]), "--task", task),
                     *self._splits("--ref", self.work / dump),
-                    *self._splits("--hyp", folder / "decode_greedy"),
+                    *self._splits("--hyp", folder / self.decoding),
                 )
 
         return Step(
@@ -228,7 +229,7 @@ class Comparison:
             decoded = self.work / "known" / name
             self._program(
                 *("-m", "espnet_hra.bin.asr_inference"),
-                *("--config", f"{self.conf}/decode_greedy.yaml"),
+                *("--config", f"{self.conf}/{self.decoding}.yaml"),
                 *("--asr_train_config", model_config, "--asr_model_file", model),
                 "--data_path_and_name_and_type",
                 f"{dump / KNOWN_SET}/wav.scp,speech,sound",

@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
         "(default: the task's, or else what it hears), fra for models of s2t",
     )
     parser.add_argument(
-        "--beam_size", type=int, help="(default: 10; for Whisper 1, without a search)"
+        "--beam_size", type=int, help="(default: 10; for Whisper 4; 1: no search)"
     )
     parser.add_argument("--batch_size", type=int, default=8, help="(default: 8)")
     parser.add_argument(
