@@ -34,14 +34,15 @@ fail_for_space() {
         "run the same command again; it goes on from here"
 }
 
-# first_places FOLDER...: where these folders were when the run began. Lists name files
-# with whole paths, and so does the choice of the backbone; where a folder has moved
-# since, stages 1, 3, 4 and 8 make them again, and digests go on to see the first places,
-# so that nothing else is done again. Sets ${places}: a folder and its first place, one
-# after the other, of those that moved.
+# first_places RECIPE FOLDER...: where these folders were when the run began; a name that
+# does not begin with a slash is one in RECIPE, or of a corpus that is known by it. Lists
+# name files with whole paths, and so does the choice of the backbone; where a folder has
+# moved since, stages 1, 3, 4 and 8 make them again, and digests go on to see the first
+# places, so that nothing else is done again. Sets ${places}: a folder and its first place,
+# one after the other, of those that moved; and ${first_work}, the first place of ${work}.
 places=()
 first_places() {
-    local first=("$@") last=("$@") i
+    local first=("$@") last=("$@") moved=false i now was
     if [ -s "${done_dir}/places" ]; then
         mapfile -t first <"${done_dir}/places"
         mapfile -t last <"${done_dir}/places.last"
@@ -50,17 +51,34 @@ first_places() {
         last+=("${@:${#last[@]}+1}")
     fi
     for ((i = 1; i <= $#; i++)); do
+        now=$(in_folder "$1" "${!i}")
+        was=$(in_folder "${first[0]}" "${first[i - 1]}")
         # A corpus of another name is another one, and known by its name alone.
-        if [[ ${!i} == /* && ${first[i - 1]:-} == /* && ${!i} != "${first[i - 1]}" ]]; then
-            places+=("${!i}" "${first[i - 1]}")
+        if [[ ${!i} == "${work}" || (${!i} == /* && ${first[i - 1]} == /*) ]] &&
+            [ "${now}" != "${was}" ]; then
+            places=("${now}" "${was}" "${places[@]}")  # results may lie in the recipe
+        fi
+        if [ "${!i}" = "${work}" ]; then
+            first_work=${first[i - 1]}
+        fi
+        if [ "${now}" != "$(in_folder "${last[0]}" "${last[i - 1]}")" ]; then
+            moved=true
         fi
     done
-    if [ "${last[*]}" != "$*" ]; then
+    if "${moved}"; then
         echo "A folder has moved since the last run: lists are made again"
         rm -f "${done_dir}"/stage{1,3,4,8}
     fi
     put "${done_dir}/places" "${first[@]}"
     put "${done_dir}/places.last" "$@"
+}
+
+# in_folder FOLDER NAME: the whole path of a name.
+in_folder() {
+    case "$2" in
+        /*) printf '%s' "$2" ;;
+        *) printf '%s/%s' "$1" "$2" ;;
+    esac
 }
 
 # as_at_first: standard input, with the first places of what has moved.
@@ -112,6 +130,9 @@ digest() {
                 elif [ -f "${path}" ]; then
                     sha256sum <"${path}" || exit 1
                 else
+                    if [[ ${path} == "${work}/"* ]]; then
+                        path=${first_work:-${work}}/${path#"${work}/"}
+                    fi
                     echo "missing ${path}" | as_at_first
                 fi
                 ;;

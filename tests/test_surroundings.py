@@ -218,22 +218,31 @@ def test_a_recipe_that_moved_goes_on_where_it_was(tmp_path, base):
     assert marks(recipe) == before
 
 
+@pytest.mark.slow
 def test_results_that_moved_go_on_where_they_were(tmp_path, base):
     """Those of --expdir, wherever it is: nothing that was computed is done again."""
     recipe = copy_recipe(tmp_path / "recipe")
     options = ["--pretrained_model", base, "--asr_args", "--max_epoch 1"]
-    options += ["--skip_stages", "9", "--stop_stage", "11", "--expdir"]
-    done = prepare(recipe, *options, tmp_path / "first")
-    assert done.returncode in (0, 3), done.stderr
-    before = marks(tmp_path / "first", "mini_an4")
-    moved = tmp_path / "it's elsewhere"
-    (tmp_path / "first").rename(moved)
-    done = prepare(recipe, *options, moved)
-    assert done.returncode in (0, 3), done.stderr
-    assert "A folder has moved since the last run" in done.stdout
-    assert stages_that_ran(done) == ["1", "8", "3", "4"]
-    assert marks(moved, "mini_an4") == before and "stage11" in before
-    assert stages_that_ran(prepare(recipe, *options, moved)) == []
+    options += ["--skip_stages", "9", "--stop_stage", "11"]
+    done = prepare(recipe, *options)
+    assert done.returncode == 0, done.stderr
+    before, place = marks(recipe), recipe / "exp"
+    assert "stage11" in before
+    # From where they are usually, to a place of their own, to another.
+    for moved in (tmp_path / "it's elsewhere", tmp_path / "c" / "d"):
+        moved.parent.mkdir(exist_ok=True)
+        place.rename(moved)
+        done = prepare(recipe, *options, "--expdir", moved)
+        assert done.returncode == 0, done.stderr
+        assert "A folder has moved since the last run" in done.stdout
+        assert stages_that_ran(done) == ["1", "8", "3", "4"]
+        assert marks(moved, "mini_an4") == before
+        assert stages_that_ran(prepare(recipe, *options, "--expdir", moved)) == []
+        place = moved
+    place.rename(recipe / "exp")  # and back, with the recipe elsewhere
+    recipe = recipe.rename(tmp_path / "another")
+    assert stages_that_ran(prepare(recipe, *options)) == ["1", "8", "3", "4"]
+    assert marks(recipe) == before
 
 
 def test_a_recipe_in_a_place_that_cannot_be_written_to_says_so(tmp_path):
