@@ -6,13 +6,20 @@ OpenAI's own search does: sums alone would favour short texts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from espnet_hra.espnet import whisper_decoding as decoding
 from espnet_hra.espnet.whisper_decoding import Kept, Memory, Text
+
+#: Where no more than this part of the utterances goes on, the others are let go.
+_FEWER = 0.75
+
+#: So many tokens more a text may need to become the best, each of them certain.
+_MORE = 16
 
 
 class _Utterance:
@@ -26,8 +33,8 @@ class _Utterance:
         over: Whether no text goes on.
     """
 
-    def __init__(self, size: int, limit: int):
-        self.size, self.limit = size, limit
+    def __init__(self, size: int, limit: int, most: int = 1):
+        self.size, self.limit, self.most = size, limit, most
         self.beam: list[list[int]] = [[]]
         self.scores = [0.0]
         self.found: list[tuple[list[int], float, int]] = []
@@ -84,6 +91,9 @@ class _Utterance:
             self.over = True
             return []
         self.beam, self.scores = beam, kept
+        if self.most == 1 and self.found:
+            best = max(found / tokens for _, found, tokens in self.found)
+            self.over = kept[0] / (len(beam[0]) + _MORE) <= best
         return came
 
     def best(self, most: int) -> list[Text]:
@@ -103,12 +113,13 @@ def search(
     without: torch.Tensor,
     size: int,
     most: int = 1,
+    rows_of: Callable[[Sequence[int]], AbstractContextManager[Any]] = nullcontext,
 ) -> list[list[Text]]:
     """The likeliest texts of each utterance of a batch.
 
     Args:
         decoder: ESPnet's Whisper decoder. It is called with ``size`` rows for each
-            utterance, one behind the other, and so must its tasks be chosen.
+            utterance that goes on, one behind the other.
         memory: What the encoder has heard.
         prompts: What each text begins with; equally long.
         seconds: How long each utterance is.
@@ -116,6 +127,8 @@ def search(
         without: Tokens that are not considered, (vocabulary) or (b, vocabulary).
         size: Size of the beam.
         most: How many texts of each utterance are returned.
+        rows_of: Given the numbers of utterances that go on, within what the decoder is
+            called: where the tasks of its rows are chosen.
 
     Returns:
         For each utterance its texts, best first; ``margin`` of a text is how far the
@@ -124,39 +137,47 @@ def search(
     device = memory.padded.device
     kept: Kept = {}
     utterances = [
-        _Utterance(size, decoding.token_limit(decoder, len(prompts[0]), s))
+        _Utterance(size, decoding.token_limit(decoder, len(prompts[0]), s), most)
         for s in seconds
     ]
-    without = without.to(device).expand(len(prompts), -1)
+    live = list(range(len(prompts)))
+    without = without.to(device).expand(len(live), -1)
     without = without.repeat_interleave(size, dim=0)
-    tokens = torch.tensor(
-        [list(p) for p in prompts for _ in range(size)], device=device
-    )
-    scores = torch.full((len(prompts), size), -math.inf, device=device)
+    tokens = torch.tensor([list(prompts[u]) for u in live for _ in range(size)])
+    tokens = tokens.to(device)
+    scores = torch.full((len(live), size), -math.inf, device=device)
     scores[:, 0] = 0.0  # all rows are the same at first
     before = 0
-    while not all(one.over for one in utterances):
-        logits = decoding.step(decoder, kept, tokens, before, memory).masked_fill(
-            without, -torch.inf
-        )
+    while going := [k for k, u in enumerate(live) if not utterances[u].over]:
+        if len(going) <= _FEWER * len(live):
+            live = [live[k] for k in going]
+            rows = torch.tensor([k * size + j for k in going for j in range(size)])
+            rows = rows.to(device)
+            decoding.reorder(kept, rows, going)
+            memory, scores = memory.select(going), scores[going]
+            tokens, without = tokens[rows], without[rows]
+        with rows_of(live):
+            logits = decoding.step(decoder, kept, tokens, before, memory)
         before += tokens.size(1)
-        each = logits.log_softmax(dim=-1).view(len(prompts), size, -1)
-        # Of each text the best alone can be among the best: fewer to sort.
-        top, numbers = each.topk(2 * size, dim=-1)
-        best, places = (scores[..., None] + top).flatten(1).topk(2 * size, dim=-1)
-        rows = (places // (2 * size)).tolist()
-        chosen = numbers.flatten(1).gather(1, places).tolist()
-        order = list(range(len(prompts) * size))
+        logits.masked_fill_(without, -torch.inf)
+        # Only the best few of a text can be among the best few of its utterance.
+        top, numbers = logits.topk(2 * size, dim=-1)
+        top -= logits.logsumexp(dim=-1, keepdim=True)
+        total = scores[..., None] + top.view(len(live), size, -1)
+        best, places = total.flatten(1).topk(2 * size, dim=-1)
+        came_from = (places // (2 * size)).tolist()
+        chosen = numbers.view(len(live), -1).gather(1, places).tolist()
+        order = list(range(len(live) * size))
         following = [end] * len(order)
         scores = torch.full_like(scores, -math.inf)
-        for u, one in enumerate(utterances):
-            if one.over:
+        for k, (u, values) in enumerate(zip(live, best.tolist())):
+            if utterances[u].over:
                 continue
-            came = one.extend(best[u].tolist(), rows[u], chosen[u], end)
-            for k, row in enumerate(came):
-                order[u * size + k] = u * size + row
-                following[u * size + k] = one.beam[k][-1]
-            scores[u, : len(came)] = torch.tensor(one.scores[: len(came)])
+            came = utterances[u].extend(values, came_from[k], chosen[k], end)
+            for j, row in enumerate(came):
+                order[k * size + j] = k * size + row
+                following[k * size + j] = utterances[u].beam[j][-1]
+            scores[k, : len(came)] = torch.tensor(utterances[u].scores[: len(came)])
         decoding.reorder(kept, torch.tensor(order, device=device))
         tokens = torch.tensor(following, device=device)[:, None]
     return [one.best(most) for one in utterances]

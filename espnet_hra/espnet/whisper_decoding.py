@@ -85,8 +85,10 @@ class Memory:
 
     def __init__(self, rows: Sequence[torch.Tensor]):
         self.rows = list(rows)
-        self.padded = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
         self.mask: torch.Tensor | None = None
+        if not self.rows:
+            return
+        self.padded = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
         sizes = [len(row) for row in self.rows]
         if len(set(sizes)) > 1:
             numbers = torch.arange(self.padded.size(1), device=self.padded.device)
@@ -100,6 +102,14 @@ class Memory:
     def part(self, rows: Sequence[int]) -> "Memory":
         """That of some of its utterances."""
         return Memory([self.rows[i] for i in rows])
+
+    def select(self, rows: Sequence[int]) -> "Memory":
+        """The same, as long as it was: what is kept of a batch still fits."""
+        part = Memory(())
+        part.rows = [self.rows[i] for i in rows]
+        part.padded = self.padded[list(rows)]
+        part.mask = None if self.mask is None else self.mask[list(rows)]
+        return part
 
 
 class _Masked:
@@ -176,16 +186,19 @@ def _step(
     return (last @ inner.token_embedding.weight.to(last.dtype).T).float()
 
 
-def reorder(kept: Kept, rows: torch.Tensor) -> None:
+def reorder(kept: Kept, rows: torch.Tensor, utterances: Sequence[int] = ()) -> None:
     """Let each row go on from another one of the same utterance.
 
     Args:
         kept: Keys and values of the batch.
         rows: From which, (b * rows).
+        utterances: Those that are left, if some are done.
     """
     for path, found in kept.items():
         if ".cross_attn." not in path:
             kept[path] = found[rows]
+        elif utterances:
+            kept[path] = found[list(utterances)]
 
 
 def token_limit(decoder: Any, prompt: int, seconds: float) -> int:

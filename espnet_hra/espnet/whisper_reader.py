@@ -275,8 +275,9 @@ class WhisperReader:
             found = [[text] for text in decoding.greedy(*given)]
         else:
             most = self._speech2text.nbest
-            with self._rows_for(choice):
-                found = whisper_beam.search(*given, self._beam, most)
+            found = whisper_beam.search(
+                *given, self._beam, most, lambda going: self._rows_of(choice, going)
+            )
         return [
             [
                 self._result(text, prompt, min(text.margin, margin), rows[0].device)
@@ -285,11 +286,13 @@ class WhisperReader:
             for texts, prompt, margin in zip(found, prompts, margins)
         ]
 
-    def _rows_for(self, choice: Any) -> AbstractContextManager[Any]:
-        """Within, the decoder is given a beam of rows for each utterance."""
+    def _rows_of(
+        self, choice: Any, going: Sequence[int]
+    ) -> AbstractContextManager[Any]:
+        """Within, the decoder has a beam of rows for each utterance that goes on."""
         if not isinstance(choice, list):  # one task for all, or none
             return nullcontext()
-        names = [name for name in choice for _ in range(self._beam)]
+        names = [choice[i] for i in going for _ in range(self._beam)]
         use: AbstractContextManager[Any]
         use = self._speech2text.asr_model.encoder.use_task(names)
         return use
