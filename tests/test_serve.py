@@ -434,6 +434,152 @@ def test_auto_takes_the_task_whose_voice_is_nearest(voiced):
         assert answer.json()["text"] == _alone(alone, wave, None)
 
 
+def harmed(content, place=-1):
+    """A task's file with one wrong byte."""
+    damaged = bytearray(content)
+    damaged[place] ^= 1
+    return bytes(damaged)
+
+
+def exported(exp, name, out):
+    """The content of a task's file."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["tasks", "export", name, "--model", str(exp), "--out", str(out)])
+    assert end.value.code == 0
+    return out.read_bytes()
+
+
+@pytest.fixture
+def spoiled(voiced, base, tmp_path):
+    """A model whose folder of tasks has files that cannot be used, of many kinds."""
+    exp = shutil.copytree(voiced[0], tmp_path / "exp")
+    folder = exp / "tasks"
+    folder.mkdir()
+    content = exported(exp, FEMALE, tmp_path / "female.safetensors")
+    (folder / "damaged.safetensors").write_bytes(harmed(content))
+    (folder / "empty.safetensors").touch()
+    (folder / "begun.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "renamed.safetensors").write_bytes(content)
+    (folder / "folder.safetensors").mkdir()
+    (folder / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    foreign = make_adaptation(tmp_path / "foreign", base, controller_size=8)
+    out = folder / "foreign.safetensors"
+    Engine.open(str(foreign)).encoder.save_task(CARLO, tmp_path / "f.safetensors")
+    record = taskfile.read(tmp_path / "f.safetensors")
+    identity = {k: record.record[k] for k in ("config", "backbone", "controller")}
+    taskfile.save(out, "foreign", record.tensors, identity)
+    # Whole, and for this model, but with a voice that nobody can read.
+    own = taskfile.read(tmp_path / "female.safetensors")
+    identity = {k: own.record[k] for k in ("config", "backbone", "controller")}
+    info = {**own.info, "voice": "1 20 nonsense"}
+    taskfile.save(folder / "hoarse.safetensors", "hoarse", own.tensors, identity, info)
+    return exp
+
+
+#: Those of `spoiled` that are there.
+UNUSABLE = ["begun", "damaged", "empty", "folder", "foreign", "hoarse", "renamed"]
+
+
+def test_auto_leaves_out_tasks_whose_files_cannot_be_used(spoiled, voiced, caplog):
+    _, she, hum = voiced
+    with serving(Engine.open(str(spoiled)), auto_distance=100.0) as url:
+        assert httpx.get(f"{url}/healthz").json()["unusable_tasks"] == []
+        for path, task in ((she, FEMALE), (hum, CARLO), (she, FEMALE)):
+            answer = ask(url, path, "auto", response_format="verbose_json")
+            assert answer.headers["X-Model"] == task
+            told = answer.json()["hra"]
+            assert told["by"] == "voice" and told["likelihood"].keys() == set(TASKS)
+        # Each is said once, and where one looks for it.
+        said = [r.args[0] for r in caplog.records if "cannot be used" in r.message]
+        assert sorted(said) == UNUSABLE
+        health = httpx.get(f"{url}/healthz")
+        assert health.status_code == 200
+        assert health.json() == {"status": "ok", "unusable_tasks": UNUSABLE}
+        text = httpx.get(f"{url}/metrics").text
+        assert f"espnet_hra_unusable_tasks {len(UNUSABLE)}.0" in text
+        # Whoever names one is told.
+        for model in ("damaged", "auto:damaged", f"auto:{FEMALE},damaged"):
+            answer = ask(url, she, model)
+            assert answer.status_code == 422
+            error = answer.json()["error"]
+            assert error["code"] == "task_unusable" and "checksum" in error["message"]
+            assert str(spoiled) not in error["message"]
+        for model in ("gone", "auto:gone"):
+            assert ask(url, she, model).status_code == 404
+        assert ask(url, she, "hoarse").status_code == 200  # its voice is not needed
+        assert ask(url, she, f"auto:{FEMALE},{CARLO}").headers["X-Model"] == FEMALE
+        # What was put right counts at once, also where nobody asked for it yet.
+        path = spoiled / "tasks" / "damaged.safetensors"
+        path.write_bytes(harmed(path.read_bytes()))
+        (spoiled / "tasks" / "empty.safetensors").unlink()
+        health = httpx.get(f"{url}/healthz").json()
+        assert not {"damaged", "empty"} & set(health["unusable_tasks"])
+
+
+def test_auto_is_the_base_where_no_task_can_be_used(spoiled, voiced):
+    exp = shutil.copytree(spoiled, spoiled.parent / "none", symlinks=True)
+    (exp / "tasks" / "removed.txt").write_text("\n".join(TASKS))
+    with serving(Engine.open(str(exp)), auto_distance=100.0) as url:
+        answer = ask(url, voiced[1], "auto", response_format="verbose_json")
+        assert answer.headers["X-Model"] == "small"
+        told = answer.json()["hra"]
+        assert told["abstained"] and told["likelihood"] == {}
+
+
+@pytest.mark.parametrize("how", ["removed", "damaged"])
+@pytest.mark.parametrize("by", ["voice", "confidence"])
+def test_auto_chooses_again_where_a_file_goes_while_it_chooses(
+    voiced, tmp_path, monkeypatch, how, by
+):
+    """After its voice was compared, and before it reads."""
+    exp = shutil.copytree(voiced[0], tmp_path / "exp")
+    (exp / "tasks").mkdir()
+    file = exp / "tasks" / f"{FEMALE}.safetensors"
+    content = exported(exp, FEMALE, tmp_path / "female.safetensors")
+    file.write_bytes(content)
+    if by == "confidence":
+        (exp / "voices.json").unlink()
+    engine = Engine.open(str(exp))
+    decode = engine.decode
+
+    def slowly(jobs):
+        found = decode(jobs)
+        if hasattr(jobs[0], "candidates"):
+            if how == "damaged":
+                file.write_bytes(harmed(content))
+            elif engine.knows(FEMALE):
+                engine.store.remove(FEMALE, in_checkpoint=True)
+        return found
+
+    monkeypatch.setattr(engine, "decode", slowly)
+    settings = {"auto_distance": 1e6, "auto_threshold": -1e6}
+    with serving(engine, **settings) as url:
+        answer = ask(url, voiced[1], "auto", response_format="verbose_json")
+        told = answer.json()["hra"]
+        assert (told["model"], told["by"]) == (CARLO, by)
+        assert FEMALE not in told["likelihood" if by == "voice" else "confidence"]
+        # Who names it is told that it is gone, or damaged.
+        file.write_bytes(content)
+        answer = ask(url, voiced[1], f"auto:{FEMALE}")
+        assert answer.status_code == (422 if how == "damaged" else 404)
+
+
+def test_the_bench_of_auto_leaves_out_what_cannot_be_used(spoiled, voiced, capsys):
+    folder = spoiled.parent / "data"
+    folder.mkdir()
+    _, she, hum = voiced
+    (folder / "wav.scp").write_text(f"a {she}\nb {hum}\n")
+    (folder / "text").write_text("a yes\nb no\n")
+    (folder / "utt2task").write_text(f"a {FEMALE}\nb {CARLO}\n")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "auto", "--model", str(spoiled), "--data", str(folder)])
+    assert not end.value.code
+    told = capsys.readouterr().out
+    for name in [*UNUSABLE, "gone"]:
+        assert f"left out: task {name}: " in told
+    assert "by voice" in told and "with auto among 2 tasks" in told
+
+
 def test_a_voice_travels_with_its_task(voiced, tmp_path):
     """From beside the checkpoint into a file, and from there to another model."""
     exp, she, _ = voiced

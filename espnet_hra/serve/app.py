@@ -22,8 +22,8 @@ from espnet_hra.serve.settings import AUTO, Settings
 from espnet_hra.serve.transcribing import Transcriber
 from espnet_hra.version import __version__
 
-#: Most tasks that are listed.
-_LISTED = 10_000
+#: Most tasks that are listed, and most that are said to be unusable.
+_LISTED, _NAMED = 10_000, 100
 
 
 def build(engine: Engine, settings: Settings) -> Any:
@@ -38,7 +38,9 @@ def build(engine: Engine, settings: Settings) -> Any:
     """
     started = int(time.time())
     gate = Gate(settings.requests)
-    metrics = Metrics(lambda: len(batcher), lambda: gate.inside)
+    metrics = Metrics(
+        lambda: len(batcher), lambda: gate.inside, lambda: len(engine.unusable.names)
+    )
     batcher = Batcher(engine, settings.batch_size, settings.wait, metrics.watch)
     transcriber = Transcriber(engine, batcher, settings)
     manager = Manager(engine, settings)
@@ -135,7 +137,11 @@ def build(engine: Engine, settings: Settings) -> Any:
     def healthz() -> Response:
         """Whether recordings are decoded."""
         alive = batcher.alive
-        answer = {"status": "ok" if alive else "decoder stopped"}
+        answer = {
+            "status": "ok" if alive else "decoder stopped",
+            # Of those that were asked for: nobody looks at a million files.
+            "unusable_tasks": engine.unusable.names[:_NAMED],
+        }
         return JSONResponse(answer, 200 if alive else 503)
 
     @app.get("/metrics")
