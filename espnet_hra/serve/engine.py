@@ -373,5 +373,6 @@ def is_silent(wave: np.ndarray, rate: int) -> bool:
     count = len(wave) // window
     if count == 0:
         return True
-    power = np.square(wave[: count * window].reshape(count, window)).mean(axis=1)
+    parts = wave[: count * window].reshape(count, window)
+    power = np.square(parts, dtype=np.float64).mean(axis=1)
     return bool(10 * np.log10(power.max() + 1e-14) < _SILENT_DB)

@@ -64,9 +64,9 @@ class Transcriber:
         """
         if model == self._settings.name:
             return None, None
-        word, _, names = model.partition(":")
+        word, colon, names = model.partition(":")
         if word == AUTO:
-            return None, self._candidates(names)
+            return None, self._candidates(names, said=bool(colon))
         if not TASK_NAME.fullmatch(model) or not self._engine.knows(model):
             raise self.unknown(model)
         return model, None
@@ -76,8 +76,16 @@ class Transcriber:
         known = [self._settings.name, AUTO, *self._engine.some_tasks(10_001)]
         return unknown_model(model, listing(known))
 
-    def _candidates(self, names: str) -> Candidates:
+    def _candidates(self, names: str, said: bool) -> Candidates:
         asked = tuple(dict.fromkeys(filter(None, names.split(","))))
+        if said and not asked:
+            raise Problem(
+                400,
+                f"{AUTO}: names no task to choose from; give {AUTO}:NAME,NAME, or "
+                f"{AUTO} for all",
+                "model",
+                "no_tasks",
+            )
         for name in asked:
             if not TASK_NAME.fullmatch(name) or not self._engine.knows(name):
                 raise self.unknown(name)
@@ -87,7 +95,7 @@ class Transcriber:
                 400, "there are no tasks to choose among", "model", "no_tasks"
             )
         _check_few(found, _MOST)
-        return Candidates(found, said=bool(asked))
+        return Candidates(found, said)
 
     # ------------------------------------------------------------------- decoding
 
