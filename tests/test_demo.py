@@ -68,6 +68,20 @@ def test_the_base_and_tasks_read_side_by_side(ears, speech):
     assert ears.languages == ()
 
 
+def test_tasks_that_cannot_be_used_are_left_out_with_a_reason(ears, model):
+    folder = model / "tasks"
+    folder.mkdir(exist_ok=True)
+    (folder / "damaged.safetensors").write_bytes(b"no task")
+    try:
+        found, problems = ears.usable(["female", "damaged", "gone", "it.carlo"])
+    finally:
+        (folder / "damaged.safetensors").unlink()
+    assert found == ["female", "it.carlo"] and len(problems) == 2
+    assert "damaged.safetensors: not a readable task file" in problems[0]
+    assert problems[1].startswith("There is no task 'gone' any more; there are: ")
+    assert ears.usable([]) == ([], [])
+
+
 def write(folder: Path, name: str, samples, rate: int = 16000) -> str:
     path = folder / name
     soundfile.write(path, samples, rate)

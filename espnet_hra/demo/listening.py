@@ -146,6 +146,35 @@ class Ears:
             raise DataError(f"{name} is silent: was the microphone muted?")
         return wave
 
+    def usable(self, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Which of some tasks can be used now, and of the others why not.
+
+        Their files may be damaged, of another model, or gone since they were listed.
+        """
+        found, problems = [], []
+        with self.lock:
+            for name in tasks:
+                try:
+                    self._check_known(name)
+                    self.speech2text.model.encoder.task_info(name)
+                except TaskError as e:
+                    problems.append(str(e))
+                else:
+                    found.append(name)
+        return found, problems
+
+    def _check_known(self, name: str) -> None:
+        """Refuse a task that is not there.
+
+        Raises:
+            TaskError: It is not.
+        """
+        known = self.tasks
+        if name not in known:
+            raise TaskError(
+                f"There is no task {name!r} any more; there are: {listing(known)}."
+            )
+
     def read(
         self, wave: np.ndarray, tasks: Sequence[str], language: str | None = None
     ) -> list[Reading]:
@@ -162,13 +191,8 @@ class Ears:
         """
         speech2text = self.speech2text
         with self.lock:
-            known = self.tasks
             for name in tasks:
-                if name not in known:
-                    raise TaskError(
-                        f"There is no task {name!r} any more; there are: "
-                        f"{listing(known)}."
-                    )
+                self._check_known(name)
             speech2text.set_language(language if self.languages else None)
             try:
                 with speech2text.model.encoder.use_task(None):
