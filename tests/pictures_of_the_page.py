@@ -5,7 +5,8 @@
         --voice DIR --task fr_tux --voice_language fr --config teach.yaml --seed 1
 
 DIR has recordings in the order of their names, and what is said in them in
-sentences.txt, one a line. Pictures are written to docs/demo.
+sentences.txt, one a line. Without --voice only the first picture is made. Pictures are
+written to docs/demo.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import tempfile
 from pathlib import Path
 
 from browser import PATIENCE, chromium, demo, panel, upload
+
+#: Pixels around the page.
+_MARGIN = 24
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -24,8 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--said", required=True, help="what is said in it")
     parser.add_argument("--tasks", nargs="+", required=True, help="to compare")
     parser.add_argument("--language", help="code of the recording's language")
-    parser.add_argument("--voice", type=Path, required=True, help="folder to teach")
-    parser.add_argument("--task", required=True, help="name of the new task")
+    parser.add_argument("--voice", type=Path, help="folder to teach")
+    parser.add_argument("--task", help="name of the new task")
     parser.add_argument("--voice_language", help="code of its language")
     parser.add_argument("--config", help="as of espnet-hra demo")
     parser.add_argument("--seed", help="as of espnet-hra demo")
@@ -36,7 +40,9 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Make them."""
     args = get_parser().parse_args()
-    options = [args.model, "--sentences", args.voice / "sentences.txt"]
+    options = [args.model]
+    if args.voice:
+        options += ["--sentences", args.voice / "sentences.txt"]
     for name in ("config", "seed"):
         if getattr(args, name):
             options += [f"--{name}", getattr(args, name)]
@@ -51,6 +57,8 @@ def main() -> None:
         page.get_by_role("tab", name="Listen").wait_for()
         listen(page, args)
         shoot(page, args.out / "listen.png")
+        if not args.voice:
+            return
         teach(page, args)
         shoot(page, args.out / "teach.png")
         look(page, args)
@@ -104,11 +112,15 @@ def choose(page, part, label: str, code: str | None) -> None:
 
 
 def shoot(page, path: Path) -> None:
-    """A picture of the whole page."""
+    """A picture of the whole page, with a margin and without the footer."""
     page.evaluate("() => document.activeElement.blur()")
     page.mouse.move(0, 0)
+    page.evaluate("() => window.scrollTo(0, 0)")
     page.wait_for_timeout(1000)
-    page.locator("main").screenshot(path=path)
+    box = page.locator("main").bounding_box()
+    clip = {key: box[key] - _MARGIN for key in ("x", "y")}
+    clip |= {key: box[key] + 2 * _MARGIN for key in ("width", "height")}
+    page.screenshot(path=path, full_page=True, clip=clip)
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -195,8 +195,11 @@ class Ears:
                 self._check_known(name)
             speech2text.set_language(language if self.languages else None)
             try:
+                whisper = speech2text.whisper
+                least = 0 if whisper is None else whisper.least
+                plain = np.pad(wave, (0, max(0, least - len(wave))))
                 with speech2text.model.encoder.use_task(None):
-                    texts = [speech2text.text_of(speech2text(wave))]
+                    texts = [speech2text.text_of(speech2text(plain))]
                 if tasks:
                     several = speech2text([wave] * len(tasks), task=list(tasks))
                     texts += [speech2text.text_of(nbest) for nbest in several]

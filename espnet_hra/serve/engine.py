@@ -137,7 +137,7 @@ class Engine:
         self._least = 0
         if whisper is not None:
             self.longest = whisper.longest
-            self._least = min(lengths.BASE_SECONDS * self.rate, self.longest)
+            self._least = whisper.least
         else:
             self.longest = int(_CTC_SECONDS * self.rate)
 
