@@ -1,11 +1,13 @@
 """The page `espnet-hra demo` without a browser: what it says, refuses, teaches."""
 
+import contextlib
 import os
 import shutil
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +68,50 @@ def test_the_base_and_tasks_read_side_by_side(ears, speech):
     with pytest.raises(TaskError, match="no task 'x' any more; there are: female"):
         ears.read(wave, ["x"])
     assert ears.languages == ()
+
+
+def test_a_whisper_reads_without_a_task_as_the_server_lets_it():
+    """With silence behind what is short; with tasks the recording is as it is."""
+    read = []
+
+    class Opened:
+        whisper, tasks = SimpleNamespace(least=10), ("a",)
+        model = SimpleNamespace(
+            encoder=SimpleNamespace(use_task=lambda task: contextlib.nullcontext())
+        )
+
+        def __call__(self, wave, task=None):
+            read.append((np.shape(wave), task))
+            return [["x"]] * len(wave) if task else ["x"]
+
+        def text_of(self, nbest):
+            return nbest[0]
+
+        def set_language(self, language):
+            pass
+
+    ears = Ears.__new__(Ears)
+    ears.speech2text, ears.lock = Opened(), threading.RLock()
+    ears.speech2text.train_args = SimpleNamespace()
+    found = ears.read(np.ones(4, np.float32), ["a"])
+    assert [one.task for one in found] == [None, "a"]
+    assert read == [((10,), None), ((1, 4), ["a"])]
+    ears.read(np.ones(12, np.float32), [])
+    assert read[2:] == [((12,), None)]
+
+
+def test_tasks_that_cannot_be_used_are_left_out_with_a_reason(ears, model):
+    folder = model / "tasks"
+    folder.mkdir(exist_ok=True)
+    (folder / "damaged.safetensors").write_bytes(b"no task")
+    try:
+        found, problems = ears.usable(["female", "damaged", "gone", "it.carlo"])
+    finally:
+        (folder / "damaged.safetensors").unlink()
+    assert found == ["female", "it.carlo"] and len(problems) == 2
+    assert "damaged.safetensors: not a readable task file" in problems[0]
+    assert problems[1].startswith("There is no task 'gone' any more; there are: ")
+    assert ears.usable([]) == ([], [])
 
 
 def write(folder: Path, name: str, samples, rate: int = 16000) -> str:

@@ -1,11 +1,6 @@
 """The page in a real browser: Chromium without a window, driven by Playwright."""
 
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,27 +10,18 @@ import pytest
 import soundfile
 import yaml
 from adaptations import make_adaptation, waves
+from browser import CHROMIUM, PATIENCE, chromium, demo, panel, upload
 
 import espnet_hra
 from espnet_hra import cli
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
 ]
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="pip install 'espnet-hra[browser]'"
-)
+pytest.importorskip("playwright.sync_api", reason="pip install 'espnet-hra[browser]'")
 pytest.importorskip("gradio", reason="pip install 'espnet-hra[demo]'")
-
-#: Seconds: machines are slow, and a training is waited for.
-PATIENCE = 600
 
 #: What can be used on the page.
 CONTROLS = (
@@ -72,47 +58,23 @@ def place(model, speech, folder):
     """Where the page is."""
     config = folder / "teach.yaml"
     config.write_text(yaml.safe_dump({"max_epoch": 2}))
-    command = [sys.executable, "-m", "espnet_hra.cli", "demo", str(model)]
-    command += ["--sentences", str(folder / "sentences.txt"), "--seed", "5"]
-    command += ["--config", str(config), "--recordings", str(folder / "kept")]
+    options = [model, "--sentences", folder / "sentences.txt", "--seed", 5]
+    options += ["--config", config, "--recordings", folder / "kept"]
     temporary = folder / "tmp"
     temporary.mkdir()
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(temporary)},
-    )
-    said = ""
-    for line in process.stderr:
-        said += line
-        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-            break
-    else:
-        pytest.fail(said)
-    yield found[0]
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert not list(temporary.glob("espnet_hra*"))  # nothing is left behind
+    with demo(options, temporary) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser(speech):
     """With a microphone that hears the third recording, over and over."""
-    with playwright.sync_playwright() as started:
-        arguments = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--use-fake-ui-for-media-stream",
-            "--use-fake-device-for-media-stream",
-            f"--use-file-for-fake-audio-capture={speech[2]}",
-        ]
-        opened = started.chromium.launch(
-            executable_path=CHROMIUM, args=arguments, timeout=1000 * PATIENCE
-        )
+    with chromium(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={speech[2]}",
+    ) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -130,18 +92,18 @@ def page(browser, place):
     opened.close()
 
 
-def panel(page, name: str):
-    page.get_by_role("tab", name=name).click()
-    return page.get_by_role("tabpanel").filter(visible=True)
-
-
-def upload(part, path, first: bool = True) -> None:
-    """Give a recording to the only recorder of a tab, or files to its list."""
-    removes = part.get_by_role("button", name="Clear").filter(visible=True)
-    if first and removes.count():
-        removes.first.click()
-    files = part.locator("input[type=file]")
-    (files.first if first else files.last).set_input_files(path)
+def keep(part, text: str) -> None:
+    """Keep a recording; the page has it a moment after it can be played."""
+    part.get_by_role("button", name="Play", exact=True).wait_for()
+    kept = part.get_by_text(text)
+    early = part.get_by_role("alert").filter(has_text="There is no recording yet")
+    for _ in range(60):
+        part.get_by_role("button", name="Keep and go on").click()
+        kept.or_(early).first.wait_for()
+        if kept.count():
+            return
+        part.page.wait_for_timeout(1000)
+    raise AssertionError("the recording does not come")
 
 
 def test_a_recording_is_uploaded_and_compared(page, model, speech):
@@ -177,9 +139,7 @@ def test_a_recording_is_made_with_the_microphone(page, folder):
     part.get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(3000)
     part.get_by_role("button", name="Stop", exact=True).first.click()
-    part.get_by_role("button", name="Play", exact=True).wait_for()
-    part.get_by_role("button", name="Keep and go on").click()
-    part.get_by_text("1 recorded in all").wait_for()
+    keep(part, "1 recorded in all")
     (kept,) = (folder / "kept").glob("lesson.*/audio/sentence0001.flac")
     wave, rate = soundfile.read(kept)
     assert rate == 16000 and 2.0 < len(wave) / rate < 6.0
@@ -225,9 +185,7 @@ def test_five_sentences_teach_a_task(page, model, speech, folder):
     part.get_by_role("alert").filter(has_text="3 are needed at least").wait_for()
     # One by itself, the others at once.
     upload(part, speech[0])
-    part.get_by_role("button", name="Play", exact=True).wait_for()
-    part.get_by_role("button", name="Keep and go on").click()
-    part.get_by_text("Sentence 2 of 5 (not recorded yet; 1 recorded").wait_for()
+    keep(part, "Sentence 2 of 5 (not recorded yet; 1 recorded")
     upload(part, speech[1:], first=False)
     part.get_by_text("4 recordings were kept").wait_for()
     part.get_by_text("5 recorded in all").wait_for()
@@ -272,8 +230,19 @@ def test_a_damaged_task_is_told_and_the_page_stays(page, model, speech):
         part = panel(page, "Listen")
         upload(part, speech[0])
         part.get_by_role("button", name="Play", exact=True).wait_for()
-        part.get_by_role("checkbox", name="damaged", exact=True).check()
+        for name in ("damaged", "female"):
+            part.get_by_role("checkbox", name=name, exact=True).check()
         part.get_by_role("button", name="Compare").click()
+        part.get_by_role("alert").filter(has_text="not a readable task file").wait_for()
+        # The base and the other task are read all the same.
+        for name in ("base (no task)", "female"):
+            part.get_by_role("rowheader", name=name).wait_for()
+        assert part.get_by_role("rowheader", name="damaged").count() == 0
+        part = panel(page, "Look inside")
+        part.get_by_role("checkbox", name="damaged", exact=True).check()
+        upload(part, speech[0])
+        part.get_by_role("button", name="Play", exact=True).wait_for()
+        part.get_by_role("button", name="Look inside").click()
         part.get_by_role("alert").filter(has_text="not a readable task file").wait_for()
     finally:
         file.unlink()

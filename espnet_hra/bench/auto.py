@@ -141,13 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         torch.set_num_threads(args.threads)
     engine = Engine.open(args.model, pretrained_model=args.pretrained_model)
-    by = args.by or (BY_VOICE if _voices(engine) else BY_CONFIDENCE)
-    if by == BY_VOICE and not _voices(engine):
+    candidates, voices = usable(engine)
+    by = args.by or (BY_VOICE if voices else BY_CONFIDENCE)
+    if by == BY_VOICE and not voices:
         raise DataError(
             f"{args.model}: a task has no voice: espnet-hra tasks voice DIR --model "
             f"{args.model}"
         )
-    listener = Listener(engine, by, args.limit, args.batch_size)
+    listener = Listener(engine, by, candidates, args.limit, args.batch_size)
     threshold = DISTANCE if by == BY_VOICE else 0.0
     if args.dev:
         dev = listener.listen(args.dev)
@@ -175,14 +176,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _voices(engine: Engine) -> bool:
-    """Whether all tasks have a voice."""
-    (found,) = engine.decode(
-        [Listening(np.zeros(engine.rate, np.float32), engine.some_tasks(10_000))]
-    )
+def usable(engine: Engine) -> tuple[tuple[str, ...], bool]:
+    """The tasks to choose from, and whether all of them have a voice.
+
+    A task whose file cannot be used is left out, as the server does it, and said.
+
+    Raises:
+        DataError: There is none.
+    """
+    names = engine.some_tasks(10_000)
+    (found,) = engine.decode([Listening(np.zeros(engine.rate, np.float32), names)])
     if isinstance(found, Exception):
         raise found
-    return isinstance(found, Compared) and bool(found.voices)
+    assert isinstance(found, Compared)
+    for name, error in found.unusable.items():
+        print(f"left out: task {name}: {error}")
+    left = tuple(name for name in names if name not in found.unusable)
+    if not left:
+        raise DataError("the model has no task that can be used")
+    return left, bool(found.voices)
 
 
 class Listener:
@@ -191,6 +203,7 @@ class Listener:
     Args:
         engine: The model.
         by: How tasks are chosen.
+        candidates: The tasks to choose from.
         limit: Most utterances of a folder, drawn at random.
         batch_size: Most candidates that are decoded at once.
 
@@ -198,10 +211,16 @@ class Listener:
         candidates: The tasks to choose from.
     """
 
-    def __init__(self, engine: Engine, by: str, limit: int | None, batch_size: int):
+    def __init__(
+        self,
+        engine: Engine,
+        by: str,
+        candidates: tuple[str, ...],
+        limit: int | None,
+        batch_size: int,
+    ):
         self._engine, self._by, self._limit = engine, by, limit
-        self._size = batch_size
-        self.candidates = engine.some_tasks(10_000)
+        self.candidates, self._size = candidates, batch_size
 
     def listen(
         self, folder: Path, threshold: float | None = None, strangers: bool = False

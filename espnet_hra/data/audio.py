@@ -90,7 +90,7 @@ def read_audio(
             except soundfile.LibsndfileError:
                 samples, rate = _read_with_av(path, longest, formats)
     except OSError as error:
-        raise AudioError(f"cannot read {path}: {error}") from error
+        raise AudioError(f"cannot read {path}: {error.strerror or error}") from error
     if samples.size == 0:
         raise AudioError(f"no audio in {path}")
     if not np.isfinite(samples).all():
@@ -205,7 +205,8 @@ def _read_with_av(
                 if longest is not None and count > longest * rate:
                     raise _too_long(path, longest)
     except av.FFmpegError as error:
-        raise AudioError(f"cannot read {path}: {error}") from error
+        why = error.strerror or error
+        raise AudioError(f"cannot read {path} as audio: {why}") from error
     if not chunks:
         raise AudioError(f"no audio in {path}")
     return np.concatenate(chunks).astype(np.float32), rate

@@ -146,6 +146,35 @@ class Ears:
             raise DataError(f"{name} is silent: was the microphone muted?")
         return wave
 
+    def usable(self, tasks: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Which of some tasks can be used now, and of the others why not.
+
+        Their files may be damaged, of another model, or gone since they were listed.
+        """
+        found, problems = [], []
+        with self.lock:
+            for name in tasks:
+                try:
+                    self._check_known(name)
+                    self.speech2text.model.encoder.task_info(name)
+                except TaskError as e:
+                    problems.append(str(e))
+                else:
+                    found.append(name)
+        return found, problems
+
+    def _check_known(self, name: str) -> None:
+        """Refuse a task that is not there.
+
+        Raises:
+            TaskError: It is not.
+        """
+        known = self.tasks
+        if name not in known:
+            raise TaskError(
+                f"There is no task {name!r} any more; there are: {listing(known)}."
+            )
+
     def read(
         self, wave: np.ndarray, tasks: Sequence[str], language: str | None = None
     ) -> list[Reading]:
@@ -162,17 +191,15 @@ class Ears:
         """
         speech2text = self.speech2text
         with self.lock:
-            known = self.tasks
             for name in tasks:
-                if name not in known:
-                    raise TaskError(
-                        f"There is no task {name!r} any more; there are: "
-                        f"{listing(known)}."
-                    )
+                self._check_known(name)
             speech2text.set_language(language if self.languages else None)
             try:
+                whisper = speech2text.whisper
+                least = 0 if whisper is None else whisper.least
+                plain = np.pad(wave, (0, max(0, least - len(wave))))
                 with speech2text.model.encoder.use_task(None):
-                    texts = [speech2text.text_of(speech2text(wave))]
+                    texts = [speech2text.text_of(speech2text(plain))]
                 if tasks:
                     several = speech2text([wave] * len(tasks), task=list(tasks))
                     texts += [speech2text.text_of(nbest) for nbest in several]

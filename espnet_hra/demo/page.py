@@ -134,8 +134,9 @@ class Page:
             path: str | None, names: list[str], code: str | None, text: str
         ) -> str:
             wave = self._ears.wave(path)
+            names, problems = self._ears.usable(names)
             found = self._ears.read(wave, names, _code(code))
-            return showing.readings(found, (text or "").strip())
+            return _errors(problems) + showing.readings(found, (text or "").strip())
 
         button.click(
             _told(compare),
@@ -376,6 +377,9 @@ class Page:
 
             if not names:
                 raise TaskError("Choose a task, or several.")
+            names, problems = self._ears.usable(names)
+            if not names:
+                return _errors(problems)
             lesson = visit.lesson
             kept = [lesson.recording(number) for number in lesson.recorded]
             paths = [path] if path else [str(p) for p in kept]
@@ -386,7 +390,7 @@ class Page:
                 found = diagnose(self._ears.speech2text, heard, gradients=False)
             figure = diagnosis_picture.draw(found)
             alt = "Over the layers, what tasks add; the numbers are in the tables."
-            parts = [drawing.image(figure, alt)]
+            parts = [_errors(problems), drawing.image(figure, alt)]
             for caption, rows in (
                 ("Layers (means over the tasks)", diagnosis.rows(found)),
                 ("Tasks side by side", diagnosis.task_rows(found)),
@@ -414,6 +418,11 @@ def _recorder(label: str) -> Any:
         editable=False,
         buttons=["download"],  # no button that shares recordings on the web
     )
+
+
+def _errors(problems: Sequence[str]) -> str:
+    """What is wrong with tasks that are left out, as HTML."""
+    return "".join(map(showing.error, problems))
 
 
 def _code(language: str | None) -> str | None:

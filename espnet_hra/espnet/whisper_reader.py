@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 #: Seconds that Whisper hears at once.
 _WINDOW = 30
 
+#: Whisper itself, without a task, was trained on windows of 30 seconds and repeats
+#: itself where little silence follows; 10 are enough (as the recipe reads it, see
+#: ``--frozen_seconds``).
+_WITHOUT_TASK = 10
+
 #: Windows of long recordings that are read at once.
 _TOGETHER = 8
 
@@ -223,6 +228,11 @@ class WhisperReader:
         """Most samples that are read at once; more are cut into windows."""
         silence = getattr(self._speech2text.asr_model.encoder, "pad_seconds", 0.0)
         return int((_WINDOW - silence) * RATE)
+
+    @property
+    def least(self) -> int:
+        """Samples that are best read without a task, with silence at their end."""
+        return min(_WITHOUT_TASK * RATE, self.longest)
 
     def _batch(
         self, pieces: Sequence[tuple[torch.Tensor, str | None, str]]

@@ -10,20 +10,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from espnet_hra.errors import UserError
 from espnet_hra.serve.batcher import Batcher
-from espnet_hra.serve.door import Door, Gate
+from espnet_hra.serve.door import TRANSCRIPTIONS, Door, Gate
 from espnet_hra.serve.engine import Engine
+from espnet_hra.serve.fields import NEEDED, check_fields, refuse_unsupported
 from espnet_hra.serve.formats import FORMATS
 from espnet_hra.serve.managing import Manager
 from espnet_hra.serve.metrics import Metrics
-from espnet_hra.serve.problems import Problem
+from espnet_hra.serve.problems import Problem, unknown_url
 from espnet_hra.serve.settings import AUTO, Settings
 from espnet_hra.serve.transcribing import Transcriber
 from espnet_hra.version import __version__
 
-#: Most tasks that are listed.
-_LISTED = 10_000
+#: Most tasks that are listed, and most that are said to be unusable.
+_LISTED, _NAMED = 10_000, 100
 
 
 def build(engine: Engine, settings: Settings) -> Any:
@@ -38,7 +41,9 @@ def build(engine: Engine, settings: Settings) -> Any:
     """
     started = int(time.time())
     gate = Gate(settings.requests)
-    metrics = Metrics(lambda: len(batcher), lambda: gate.inside)
+    metrics = Metrics(
+        lambda: len(batcher), lambda: gate.inside, lambda: len(engine.unusable.names)
+    )
     batcher = Batcher(engine, settings.batch_size, settings.wait, metrics.watch)
     transcriber = Transcriber(engine, batcher, settings)
     manager = Manager(engine, settings)
@@ -49,13 +54,21 @@ def build(engine: Engine, settings: Settings) -> Any:
         await run_in_threadpool(batcher.close)
         transcriber.intake.close()
 
-    app = FastAPI(title="espnet-hra", version=__version__, lifespan=lifespan)
+    # The framework's pages of documentation load scripts from elsewhere.
+    app = FastAPI(
+        title="espnet-hra",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     _answer_problems(app)
 
     # ---------------------------------------------------------------- transcripts
 
-    @app.post("/v1/audio/transcriptions")
+    @app.post(TRANSCRIPTIONS)
     async def transcribe(
+        request: Request,
         file: Annotated[UploadFile, File()],
         model: Annotated[str, Form()],
         language: Annotated[str, Form()] = "",
@@ -63,12 +76,10 @@ def build(engine: Engine, settings: Settings) -> Any:
         response_format: Annotated[str, Form()] = "json",
         temperature: Annotated[float, Form()] = 0.0,
         stream: Annotated[bool, Form()] = False,
-        granularities: Annotated[
-            list[str], Form(alias="timestamp_granularities[]")
-        ] = [],  # noqa: B006 (FastAPI copies it)
     ) -> Response:
         """What is said in a recording."""
-        _refuse_unsupported(prompt, temperature, stream, granularities)
+        check_fields((await request.form()).multi_items())
+        refuse_unsupported(prompt, temperature, stream)
         if response_format not in FORMATS:
             raise Problem(
                 400,
@@ -112,7 +123,13 @@ def build(engine: Engine, settings: Settings) -> Any:
         name: str, request: Request, authorization: Annotated[str, Header()] = ""
     ) -> Response:
         """Add a task or replace it; the body is its file."""
-        manager.check(authorization)
+        try:
+            manager.check(authorization)
+        except Problem:
+            # Whoever still sends might not read the answer.
+            async for _ in request.stream():
+                pass
+            raise
         content = await request.body()
         replaced = await run_in_threadpool(manager.put, name, content)
         metrics.changes.labels("replace" if replaced else "add").inc()
@@ -131,11 +148,15 @@ def build(engine: Engine, settings: Settings) -> Any:
 
     # ------------------------------------------------------------------ operation
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     def healthz() -> Response:
         """Whether recordings are decoded."""
         alive = batcher.alive
-        answer = {"status": "ok" if alive else "decoder stopped"}
+        answer = {
+            "status": "ok" if alive else "decoder stopped",
+            # Of those that were asked for: nobody looks at a million files.
+            "unusable_tasks": engine.unusable.names[:_NAMED],
+        }
         return JSONResponse(answer, 200 if alive else 503)
 
     @app.get("/metrics")
@@ -146,7 +167,7 @@ def build(engine: Engine, settings: Settings) -> Any:
 
     def answered(path: str, status: int, seconds: float) -> None:
         metrics.requests.labels(path, str(status)).inc()
-        if path == "/v1/audio/transcriptions":
+        if path == TRANSCRIPTIONS:
             metrics.request_seconds.observe(seconds)
 
     return Door(app, gate, settings.most_bytes, settings.timeout, answered)
@@ -159,27 +180,6 @@ def _how(choice: Mapping[str, Any], settings: Settings) -> str:
     return "base" if choice["model"] == settings.name else "name"
 
 
-def _refuse_unsupported(
-    prompt: str, temperature: float, stream: bool, granularities: list[str]
-) -> None:
-    """Refuse what would change the answer and is not done here."""
-    refused = {
-        "prompt": bool(prompt.strip()),
-        "temperature": temperature != 0,
-        "stream": stream,
-        "timestamp_granularities[]": any(g != "segment" for g in granularities),
-    }
-    instead = {
-        "prompt": "texts are not continued here; leave it out",
-        "temperature": "decoding is greedy; leave it out, or give 0",
-        "stream": "answers come whole; leave it out",
-        "timestamp_granularities[]": "times are those of segments; leave it out",
-    }
-    for param, asked in refused.items():
-        if asked:
-            raise Problem(400, f"{param}: {instead[param]}", param, "unsupported")
-
-
 def _answer_problems(app: FastAPI) -> None:
     """Let every refusal have the shape that OpenAI's clients know."""
 
@@ -190,17 +190,40 @@ def _answer_problems(app: FastAPI) -> None:
     async def own(_: Request, e: Problem) -> Response:
         return answer(e)
 
+    @app.exception_handler(UserError)
+    async def user(_: Request, e: UserError) -> Response:
+        return answer(Problem(503, str(e), code="tasks_unreadable"))
+
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, e: RequestValidationError) -> Response:
         first = e.errors()[0]
         param = str(first["loc"][-1])
-        return answer(Problem(400, f"{param}: {first['msg']}", param))
+        said = NEEDED.get(param, str(first["msg"]))
+        return answer(Problem(400, f"{param}: {said}", param, "invalid_field"))
 
     @app.exception_handler(HTTPException)
-    async def other(_: Request, e: HTTPException) -> Response:
-        return answer(Problem(e.status_code, str(e.detail)))
+    async def other(request: Request, e: HTTPException) -> Response:
+        return answer(
+            unknown_url(
+                e.status_code,
+                str(e.detail),
+                request.method,
+                request.url.path,
+                _methods(app, request),
+            )
+        )
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, e: Exception) -> Response:
         name = type(e).__name__
         return answer(Problem(500, f"the server failed ({name}); its log says why"))
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What can be done at the path of a request."""
+    found: set[str] = set()
+    for route in app.routes:
+        match, _ = route.matches(request.scope)
+        if match != Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return sorted(found)

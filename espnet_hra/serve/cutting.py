@@ -51,7 +51,8 @@ def _cut(wave: np.ndarray, rate: int) -> int:
     """Where a piece ends that begins with these samples."""
     window = int(_WINDOW * rate)
     count = len(wave) // window
-    power = np.square(wave[: count * window].reshape(count, window)).mean(axis=1)
+    parts = wave[: count * window].reshape(count, window)
+    power = np.square(parts, dtype=np.float64).mean(axis=1)
     level = 10 * np.log10(power + 1e-14)
     quiet = level < max(np.percentile(level, 95) - _BELOW, -70)
     half = count // 2

@@ -4,6 +4,7 @@ A plain ASGI middleware, since a framework's own reads a body first.
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -11,6 +12,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from espnet_hra.serve.problems import Problem, busy, too_large, too_slow
+
+#: Where transcripts are asked for.
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+
+#: Seconds in which what a refused client still sends is thrown away: a connection that
+#: ends before would take the answer with it.
+_LINGER = 10
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -83,9 +91,10 @@ class Door:
         try:
             await self._enter(scope, receive, noted)
         except Problem as problem:
-            await refuse(problem, noted)
+            await refuse(problem, noted, receive)
         finally:
-            path = getattr(scope.get("route"), "path", "other")
+            own = TRANSCRIPTIONS if scope["path"] == TRANSCRIPTIONS else "other"
+            path = getattr(scope.get("route"), "path", own)
             self._answered(path, status, time.monotonic() - start)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,13 +144,13 @@ class Door:
             raise problem
 
 
-async def refuse(problem: Problem, send: Send) -> None:
-    """Answer with a problem."""
+async def refuse(problem: Problem, send: Send, receive: Receive) -> None:
+    """Answer with a problem, and let whoever still sends read it."""
     body = json.dumps(problem.body).encode()
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),
-        # Its body was not read: nothing can follow it.
+        # Its body was not read to the end: nothing can follow it.
         "connection": "close",
         **problem.headers,
     }
@@ -149,4 +158,10 @@ async def refuse(problem: Problem, send: Send) -> None:
     await send(
         {"type": "http.response.start", "status": problem.status, "headers": raw}
     )
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    if problem.status != 408:  # who was too slow has been waited for
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while (await receive()).get("more_body", False):
+                    pass
+    await send({"type": "http.response.body", "body": b""})

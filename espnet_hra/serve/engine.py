@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ import torch
 
 from espnet_hra.data.requirements import Requirements, requirements_from_config
 from espnet_hra.encoder import selection
-from espnet_hra.errors import ConfigError, TaskError
+from espnet_hra.errors import ConfigError, TaskError, UserError
 from espnet_hra.espnet.inference import Speech2Text
 from espnet_hra.espnet.inputs import encoded_names
 from espnet_hra.serve import lengths
+from espnet_hra.serve.unusable import Unusable
 from espnet_hra.tasks.store import TaskStore
 from espnet_hra.tasks.voice import Voice, spectra
 
@@ -64,13 +65,16 @@ class Compared:
     """What was found for a :class:`Listening`.
 
     Attributes:
-        voices: Of the candidates; None where one has none.
+        voices: Of the candidates that can be used; None where one of these has none.
         heard: The recording's spectra, (windows, values); None where nothing is said,
             or there is nothing to compare it with.
+        unusable: Why the other candidates cannot be used: their files are damaged, of
+            another model, or gone.
     """
 
     voices: Mapping[str, Voice] | None
     heard: np.ndarray | None = None
+    unusable: Mapping[str, UserError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Engine:
         rate: Samples a second of its recordings.
         longest: Most samples of a job.
         store: The folder that tasks are put into.
+        unusable: The tasks that could not be used.
 
     Raises:
         ConfigError: The model decodes in another way.
@@ -124,6 +129,7 @@ class Engine:
         requirements: Requirements = requirements_from_config(speech2text.train_args)
         self.rate, self._frames = requirements.sample_rate, requirements.frames
         self.store: TaskStore | None = speech2text.store
+        self.unusable = Unusable(self.store)
         self._lock = threading.Lock()
         self._voices: dict[str, tuple[str, Voice]] = {}
         whisper = speech2text.whisper
@@ -131,7 +137,7 @@ class Engine:
         self._least = 0
         if whisper is not None:
             self.longest = whisper.longest
-            self._least = min(lengths.BASE_SECONDS * self.rate, self.longest)
+            self._least = whisper.least
         else:
             self.longest = int(_CTC_SECONDS * self.rate)
 
@@ -238,26 +244,49 @@ class Engine:
         return [*self._decoded([job for job in jobs if isinstance(job, Job)])]
 
     def _compared(self, job: Listening) -> Compared | Exception:
+        voices: dict[str, Voice] = {}
+        unusable: dict[str, UserError] = {}
+        voiceless = False
         try:
-            voices = {name: self._voice(name) for name in job.candidates}
-            known = {n: voice for n, voice in voices.items() if voice is not None}
-            if len(known) < len(voices):
-                return Compared(None)
+            for name in job.candidates:
+                try:
+                    voice = self._voice(name)
+                except UserError as e:
+                    unusable[name] = e
+                    continue
+                if voice is None:
+                    voiceless = True
+                else:
+                    voices[name] = voice
+            if voiceless:
+                return Compared(None, unusable=unusable)
             if self._nothing_said(job.wave):
-                return Compared(known)
-            return Compared(known, spectra(job.wave, self.rate))
+                return Compared(voices, unusable=unusable)
+            return Compared(voices, spectra(job.wave, self.rate), unusable)
         except Exception as e:  # of one recording or task, not of the others
             return e
 
     def _voice(self, name: str) -> Voice | None:
         """The voice of a task, if its file has one. Errors as of a task's file."""
-        text = self.encoder.task_info(name).get("voice")
-        if text is None:
-            return None
-        known = self._voices.get(name)
-        if known is None or known[0] != text:
-            known = self._voices[name] = (text, Voice.read(text))
-        return known[1]
+        with self._noting(name):
+            text = self.encoder.task_info(name).get("voice")
+            if text is None:
+                return None
+            known = self._voices.get(name)
+            if known is None or known[0] != text:
+                known = self._voices[name] = (text, Voice.read(text))
+            return known[1]
+
+    @contextlib.contextmanager
+    def _noting(self, task: str) -> Iterator[None]:
+        """A block that needs a task; notes whether it can be used."""
+        try:
+            yield
+        except UserError as e:
+            if self.knows(task):  # one that was removed meanwhile is no fault
+                self.unusable.note(task, e)
+            raise
+        self.unusable.forget(task)
 
     def _decoded(self, jobs: Sequence[Job]) -> list[Heard | Exception]:
         results: list[Heard | Exception | None] = [None] * len(jobs)
@@ -283,9 +312,9 @@ class Engine:
             if job.task is not None:
                 if self._heads is None:
                     raise TaskError(f"task {job.task!r}: this model has no tasks")
-                with self._heads.hold((job.task,)):
+                with self._noting(job.task), self._heads.hold((job.task,)):
                     pass
-        except TaskError as e:
+        except UserError as e:
             return e
         return Heard("") if self._nothing_said(job.wave) else None
 
@@ -344,5 +373,6 @@ def is_silent(wave: np.ndarray, rate: int) -> bool:
     count = len(wave) // window
     if count == 0:
         return True
-    power = np.square(wave[: count * window].reshape(count, window)).mean(axis=1)
+    parts = wave[: count * window].reshape(count, window)
+    power = np.square(parts, dtype=np.float64).mean(axis=1)
     return bool(10 * np.log10(power.max() + 1e-14) < _SILENT_DB)

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
+import re
 import shutil
 import tempfile
 from typing import BinaryIO
@@ -51,7 +52,8 @@ class Intake:
         suffix = os.path.splitext(name)[1].lower()
         # A file's ending counts only where the content does not tell what it is.
         suffix = suffix if suffix in RAW_FORMATS else ""
-        shown = "".join(c if c.isprintable() else "?" for c in name[-80:]) or "file"
+        last = re.split(r"[/\\]", name)[-1][-80:]
+        shown = "".join(c if c.isprintable() else "?" for c in last) or "file"
         with tempfile.NamedTemporaryFile(prefix="espnet_hra.", suffix=suffix) as file:
             upload.seek(0)
             shutil.copyfileobj(upload, file)

@@ -4,11 +4,6 @@ import math
 
 import numpy as np
 
-#: Whisper itself, without a task, was trained on windows of 30 seconds and repeats
-#: itself where little silence follows; 10 are enough (as the recipe reads it, see
-#: ``--frozen_seconds``).
-BASE_SECONDS = 10
-
 #: Padding changes nothing, but it takes time: the longest of a batch may be longer than
 #: the shortest by this factor.
 _RATIO = 1.5

@@ -62,7 +62,7 @@ class Manager:
 
         Raises:
             Problem: The name is not possible, the file is damaged, or made for another
-                model.
+                model, or the folder cannot be written to.
         """
         engine = self._engine
         if not TASK_NAME.fullmatch(name) or name in (AUTO, self._settings.name):
@@ -85,17 +85,20 @@ class Manager:
                 found = engine.encoder.read_task(path, said="the file").name
                 if found != name:
                     raise TaskError(f"the file holds the task {found!r}, not {name!r}")
-                replaced = engine.knows(name)
-                engine.store.put(content, name, replace=True)
             except TaskError as e:
                 raise Problem(400, str(e), "file", "invalid_task_file") from e
+        replaced = engine.knows(name)
+        try:
+            engine.store.put(content, name, replace=True)
+        except TaskError as e:
+            raise _fixed(e) from e
         return replaced
 
     def remove(self, name: str) -> None:
         """Forget a task.
 
         Raises:
-            Problem: There is none of this name.
+            Problem: There is none of this name, or the folder cannot be written to.
         """
         engine = self._engine
         problem = Problem(
@@ -107,4 +110,11 @@ class Manager:
         try:
             engine.store.remove(name, in_checkpoint=name in engine.own_tasks)
         except TaskError as e:
-            raise problem from e
+            if engine.knows(name):
+                raise _fixed(e) from e
+            raise problem from e  # someone else was quicker
+
+
+def _fixed(error: TaskError) -> Problem:
+    """The folder of tasks cannot be written to."""
+    return Problem(503, f"the task is as it was: {error}", code="tasks_unwritable")

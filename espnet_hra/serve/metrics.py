@@ -15,9 +15,15 @@ class Metrics:
     Args:
         waiting: How many pieces are waiting now.
         inside: How many requests are being answered now.
+        unusable: Of how many tasks the files cannot be used, as far as is known.
     """
 
-    def __init__(self, waiting: Callable[[], int], inside: Callable[[], int]):
+    def __init__(
+        self,
+        waiting: Callable[[], int],
+        inside: Callable[[], int],
+        unusable: Callable[[], int],
+    ):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self._registry = CollectorRegistry()
@@ -50,6 +56,11 @@ class Metrics:
         )
         Gauge("pieces_waiting", "Pieces in line", **own).set_function(waiting)
         Gauge("requests_inside", "Requests taken in", **own).set_function(inside)
+        Gauge(
+            "unusable_tasks",
+            "Tasks whose files could not be used when asked for",
+            **own,
+        ).set_function(unusable)
 
     def watch(
         self,

@@ -1,5 +1,6 @@
 """Refusals in the shape that OpenAI's clients know."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -12,6 +13,7 @@ class Problem(Exception):
         param: The field that is wrong.
         code: A word for programs.
         retry: Seconds after which it may be tried again.
+        allow: Methods that are possible, where the given one is not.
     """
 
     def __init__(
@@ -21,9 +23,11 @@ class Problem(Exception):
         param: str | None = None,
         code: str | None = None,
         retry: int | None = None,
+        allow: Sequence[str] = (),
     ):
         super().__init__(message)
         self.status, self.param, self.code, self.retry = status, param, code, retry
+        self.allow = tuple(allow)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -41,7 +45,8 @@ class Problem(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """What is answered above it."""
-        return {} if self.retry is None else {"Retry-After": str(self.retry)}
+        found = {} if self.retry is None else {"Retry-After": str(self.retry)}
+        return {**found, **({"Allow": ", ".join(self.allow)} if self.allow else {})}
 
 
 def unknown_model(name: str, listed: str) -> Problem:
@@ -52,6 +57,30 @@ def unknown_model(name: str, listed: str) -> Problem:
         "model",
         "model_not_found",
     )
+
+
+def unknown_url(
+    status: int, detail: str, method: str, path: str, possible: Sequence[str]
+) -> Problem:
+    """What the framework refuses: another path, another method, a broken body.
+
+    Args:
+        status: The status that it gives.
+        detail: What it says.
+        method: Of the request.
+        path: Likewise.
+        possible: Methods of this path.
+    """
+    if status == 404:
+        return Problem(404, f"there is nothing at {path[:140]}", code="unknown_url")
+    if status == 405:
+        return Problem(
+            405,
+            f"{method} is not possible at {path[:140]}: {' or '.join(possible)} is",
+            code="unknown_url",
+            allow=possible,
+        )
+    return Problem(status, f"the request cannot be read: {detail}", code="broken_body")
 
 
 def busy(seconds: int) -> Problem:

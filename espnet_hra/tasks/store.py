@@ -105,6 +105,8 @@ class TaskStore:
                         yield stem
         except FileNotFoundError:
             pass
+        except OSError as e:
+            raise TaskError(f"{self.folder}: cannot be read: {e.strerror or e}") from e
 
     @property
     def removed(self) -> frozenset[str]:
@@ -219,7 +221,10 @@ class TaskStore:
             if hidden:
                 text = "".join(f"{n}\n" for n in sorted({*removed, name}))
                 _write(self.folder / _REMOVED, text.encode())
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as e:
+                raise TaskError(f"{path}: cannot be removed: {e.strerror or e}") from e
 
     def verify(self, name: str) -> None:
         """Check that a task's file is whole and holds this task.
