@@ -227,14 +227,18 @@ def _number(text: str) -> tuple[bool, int]:
 
 def _one_run(recipe: Recipe, course: Course, rnd: random.Random, found: Found) -> None:
     """One run: killed once in each stage, then brought to its end."""
+    if not recipe.options:  # else it would be over before the second has begun
+        group = recipe.start()
+        _twice(recipe, group, found)
+        group.end()
+        # By now the first stages are done, and are to be killed as well.
+        shutil.rmtree(recipe.folder)
+        recipe = Recipe(recipe.folder)
     reached = 0
     for stage in course.seconds:
         if int(stage) < reached:  # the last kill came later than it was meant to
             continue
         group = recipe.start()
-        # A run of some stages would be over before the second has begun.
-        if stage == next(iter(course.seconds)) and not recipe.options:
-            _twice(recipe, group, found)
         how = rnd.choice(("time", "change"))
         who = rnd.choices(("all", "first", "one"), (3, 1, 1))[0]
         moment = rnd.uniform(0, max(course.seconds[stage], 0.5))
