@@ -81,7 +81,7 @@ def refuse_unsupported(prompt: str, temperature: float, stream: bool) -> None:
         "prompt": (bool(prompt.strip()), "texts are not continued here; leave it out"),
         "temperature": (
             temperature != 0,
-            "decoding is greedy; leave it out, or give 0",
+            "texts are the likeliest; leave it out, or give 0",
         ),
         "stream": (stream, "answers come whole; leave it out"),
     }
