@@ -38,12 +38,14 @@ def plain(speech2text, wave, task, size):
                 ]
             beam = []
             for score, ids in sorted(following, reverse=True)[: 2 * size]:
+                if len(beam) == size:
+                    break
                 if ids[-1] == model.eos:
                     if len(found) < size:
                         found.append((score / len(ids), score, ids[:-1]))
                 elif decoding.repeated(ids):
                     loops.append(ids)
-                elif len(beam) < size:
+                else:
                     beam.append((score, ids))
         if beam and len(beam[0][1]) >= limit:
             more = [(score / len(ids), score, ids) for score, ids in beam]
@@ -83,12 +85,29 @@ def test_what_ends_is_compared_by_its_probability_for_each_token():
         2,
         9,
         [(-1.0, 0, 5), (-1.5, 0, 0), (-2.0, 0, 6)],
-        [(-1.2, 0, 7), (-2.1, 1, 8), (-9.0, 0, 0)],
+        [(-1.2, 0, 7), (-2.1, 0, 0), (-9.0, 1, 8)],
     )
     assert one.over and one.beam == [[5], [6]]
-    assert [text.ids for text in one.best(2)] == [[], [5]]
-    assert one.best(2)[0].margin == pytest.approx(4.5 - 1.5)
-    assert [text.score for text in one.best(2)] == [-1.5, -9.0]
+    assert [text.ids for text in one.best(2)] == [[5], []]
+    assert one.best(2)[0].margin == pytest.approx(1.5 - 2.1 / 2)
+    assert [text.score for text in one.best(2)] == [-2.1, -1.5]
+
+
+def test_an_end_that_is_less_likely_than_a_whole_beam_is_none():
+    """Else a long text would be over before it is at its end."""
+    one = extended(2, 9, [(-1.0, 0, 5), (-2.0, 0, 6), (-2.5, 0, 0), (-3.0, 0, 7)])
+    assert not one.over and one.found == []
+    one.extend((-1.1, -2.6, -2.7), (0, 0, 1), (0, 5, 6), end=0)
+    assert [ids for ids, *_ in one.found] == [[5]]
+
+
+def test_a_search_is_over_when_nothing_can_win_any_more():
+    steps = [(-1.0, 0, 5), (-30.0, 0, 6)], [(-1.2, 0, 0), (-31.0, 1, 6), (-32.0, 1, 7)]
+    assert extended(2, 99, *steps).over  # 18 certain tokens more: -31 / 18 < -1.2 / 2
+    several = whisper_beam._Utterance(2, 99, most=2)
+    for continuations in steps:
+        several.extend(*zip(*continuations), end=0)
+    assert not several.over
 
 
 def test_a_loop_counts_only_if_nothing_else_is_found():

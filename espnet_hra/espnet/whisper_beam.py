@@ -67,18 +67,18 @@ class _Utterance:
         kept: list[float] = []
         came: list[int] = []
         for score, row, token in zip(scores, rows, tokens):
-            if score == -math.inf:
+            # An end that is less likely than a whole beam of texts that go on is none.
+            if score == -math.inf or len(beam) == self.size:
                 break
             ids = [*self.beam[row], token]
             if token == end:
                 self._end(self.beam[row], score, len(ids))
                 continue
             circles = decoding.repeated(ids)
-            if (
-                circles
-            ):  # a loop is ever likelier: it counts only if nothing else is found
+            if circles:
+                # Loops are ever likelier: one counts only if nothing else is found.
                 self.loop = self.loop or (ids[:-circles], score, len(ids))
-            elif len(beam) < self.size:
+            else:
                 beam.append(ids)
                 kept.append(score)
                 came.append(row)
