@@ -1,6 +1,7 @@
 """Errors whose message is for the user: what was given, what is possible."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -56,8 +57,30 @@ class NoRoomError(DataError):
 
 @contextlib.contextmanager
 def one_line(program: str) -> Iterator[None]:
-    """Let a program end with the message of a :class:`UserError`, not a traceback."""
+    """Let a program end with the message of a :class:`UserError`, not a traceback.
+
+    A disk that is full is told in one line as well, whoever was writing.
+    """
     try:
         yield
     except UserError as e:
         sys.exit(f"{program}: {e}")
+    except (OSError, RuntimeError) as e:
+        if not disk_is_full(e):
+            raise
+        sys.exit(
+            f"{program}: no room is left on the disk: make room, then run the same "
+            "command again"
+        )
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error comes of a full disk.
+
+    torch.save, for one, says something else once it could not write.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

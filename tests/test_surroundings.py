@@ -134,6 +134,27 @@ def test_a_page_of_two_tables_is_written_whole_or_not_at_all(tmp_path, monkeypat
     assert left == {"a.tsv": "1", "b.tsv": "1"}
 
 
+@pytest.mark.parametrize("name", ["pack.zip", "pack"])
+def test_a_pack_that_does_not_fit_on_the_disk_is_one_line(model, name, tmp_path):
+    """torch.save ends with an error of its own where it cannot write."""
+    try:
+        disk = SmallDisk(tmp_path / "disk", 2**16)
+    except UserError:
+        pytest.skip("no file systems of one's own here")
+    try:
+        command = [sys.executable, "-m", "espnet_hra.cli", "pack", "--model"]
+        command += [str(model), "--out", str(disk.folder / name)]
+        status, _, said = disk.run(command, {})
+        assert status == 1 and "Traceback" not in said, said
+        assert said.splitlines()[-1] == (
+            "espnet-hra pack: no room is left on the disk: make room, then run the "
+            "same command again"
+        )
+        assert list(disk.path.iterdir()) == []
+    finally:
+        disk.close()
+
+
 # -------------------------------------------------------------- read-only, and moved
 
 
