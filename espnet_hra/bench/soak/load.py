@@ -35,6 +35,9 @@ _FILE, _PARAMETER, _GOES = "file", "parameter", "goes"
 #: Seconds between two changes, and requests between two looks at the memory.
 _PAUSE, _LOOK = 0.05, 200
 
+#: Most that changes may add to the wait for a head, in milliseconds.
+LONGEST_PAUSE = 5.0
+
 #: Log probabilities that differ by less may change places by rounding.
 _ROUNDING = 1e-3
 
@@ -212,13 +215,13 @@ class Load:
 
     # -------------------------------------------------------------------------- run
 
-    def run(self, seconds: float, changing: bool) -> Counts:
-        """Serve for a while, with changes or without."""
+    def run(self, seconds: float, changing: bool, askers: int = THREADS) -> Counts:
+        """Serve for a while, with changes or without, by so many threads."""
         self.counts, found = Counts(), self.counts
         self.counts.changes = found.changes
         self.ended.clear()
         work: list[Callable[[], None]] = [
-            functools.partial(self.serve, number) for number in range(THREADS)
+            functools.partial(self.serve, number) for number in range(askers)
         ]
         work += [self.change] * changing
         threads = [threading.Thread(target=one) for one in work]
@@ -275,9 +278,18 @@ def soak(folder: Path, count: int, seed: int, command: str) -> list[Row]:
 
 
 def serve(load: Load, seconds: float, command: str) -> list[Row]:
-    """The requests of :func:`soak`: a tenth of the time without changes first."""
+    """The requests of :func:`soak`: a tenth of the time without changes first.
+
+    How long a change makes others wait is told by one thread that asks alone: several
+    wait for each other far longer, and for Python.
+    """
     before = load.run(seconds / 10, changing=False)
     found = load.run(seconds, changing=True)
+    alone = [
+        load.run(min(seconds / 10, 120), changing, 1) for changing in (False, True)
+    ]
+    without, during = (percentile(one.waits, 99) for one in alone)
+    late = during - without >= LONGEST_PAUSE
     wrong = before.wrong + found.wrong
     for text in wrong[:10]:
         print(f"load: {text}", flush=True)
@@ -301,5 +313,15 @@ def serve(load: Load, seconds: float, command: str) -> list[Row]:
             f"{slope(found.memory):.2f} MiB per 1,000 requests; 99th percentile of the "
             f"wait for a head: {waits}",
             command,
-        )
+        ),
+        Row(
+            "load",
+            f"{alone[1].changes:,} changes of tasks while one thread asks alone",
+            len(alone[1].waits),
+            len(alone[0].wrong) + len(alone[1].wrong) + late,
+            "; ".join([*alone[0].wrong, *alone[1].wrong][:3])
+            or f"99th percentile of the wait for a head: without changes {without:.2f} "
+            f"ms, with {during:.2f} ms",
+            command,
+        ),
     ]
