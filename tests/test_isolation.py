@@ -232,3 +232,22 @@ def test_any_long_sequence_of_changes_leaves_all_others_as_they_are(method):
             suppress_health_check=CHECKS,
         ),
     )
+
+
+def test_the_name_of_a_task_whose_file_has_just_gone_is_free(tmp_path):
+    """Its head may still be in memory; nobody has asked for it since."""
+    encoder = adapted_encoder("transformer", NAMES[:1])
+    encoder.save_task("a", tmp_path / "a.safetensors")
+    encoder.remove_task("a")
+    store = TaskStore(tmp_path / "store")
+    store.put((tmp_path / "a.safetensors").read_bytes(), "a")
+    encoder.attach_store(store)
+    with torch.no_grad(), encoder.use_task("a"):
+        encoder(*batch(2))
+    with pytest.raises(TaskError, match="exists already"):
+        encoder.add_task("a")
+    store.remove("a")
+    with pytest.raises(TaskError, match="unknown task 'a'"):
+        encoder.remove_task("a")
+    encoder.add_task("a")
+    assert encoder.tasks == ("a",)

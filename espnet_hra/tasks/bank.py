@@ -143,6 +143,16 @@ class TaskBank(torch.nn.Module):
             return True
         return self.stored is not None and name in self.stored
 
+    def exists(self, name: str) -> bool:
+        """Whether there is a task of this name now.
+
+        ``in``, which is asked for every pass, still knows a task that is in memory when
+        its file has just gone.
+        """
+        if name in holding.of(self) or self.is_parameter(name):
+            return True
+        return self.stored is not None and name in self.stored.store
+
     def is_parameter(self, name: str) -> bool:
         """Whether a name stands for a parameter, and not for a file or nothing."""
         own = to_key(name) in self._parameters
@@ -347,7 +357,7 @@ class TaskBank(torch.nn.Module):
             TaskError: The name is not valid or taken.
         """
         check_task_name(name)
-        taken = name in self
+        taken = self.exists(name)
         if not taken:
             with torch.inference_mode(False):
                 more = Section(0, classifier(len(labels), self.pooled)).size
@@ -378,7 +388,7 @@ class TaskBank(torch.nn.Module):
         Raises:
             TaskError: The task is unknown, or one of the folder's.
         """
-        if name not in self:
+        if not self.exists(name):
             raise TaskError(f"unknown task {name!r}; known tasks: {listing(self)}")
         if self._parameters.pop(to_key(name), None) is None:
             folder = self.stored.store.folder if self.stored is not None else None
