@@ -21,7 +21,7 @@ from statistics import median
 from espnet_hra.data.lists import by_speaker, write_lists
 from espnet_hra.data.requirements import frames_for_ctc, subsampled_frames
 from espnet_hra.data.sentences import position
-from espnet_hra.errors import UserError
+from espnet_hra.errors import UserError, disk_is_full
 from espnet_hra.files.tables import aligned
 
 #: Characters that people and word processors put where an apostrophe belongs.
@@ -278,7 +278,7 @@ def remedy_for(error: OSError) -> str:
     Args:
         error: What happened.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if disk_is_full(error) or error.errno == errno.EFBIG:
         return "make room on the disk, then run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "choose a folder that can be written, and run the same command again"

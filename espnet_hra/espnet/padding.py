@@ -11,8 +11,8 @@ Three things could let what is in a batch change a text:
   not only utterances of equal length go together.
 * *Rounding.* A matrix product of eight rows is not bit for bit that of one row. It can
   change a text only where two symbols were as good as equal. So greedy decoding says by
-  how much its closest decision was won (its margin), and what was won by less than
-  :data:`SAFE` is decoded again, alone.
+  how much its closest decision was won (its margin; of Whisper's beam, its best text),
+  and what was won by less than :data:`SAFE` is decoded again, alone.
 """
 
 import contextlib

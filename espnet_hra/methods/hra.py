@@ -59,6 +59,9 @@ from espnet_hra.methods.prompt import Prompts, initialise
 from espnet_hra.methods.substitution import Change
 from espnet_hra.tasks.layout import Tensors
 
+#: The head that tasks share: of all layers, or one for each.
+SharedHead = torch.nn.Linear | torch.nn.ModuleList
+
 # -------------------------------------------------------------------------- adapter
 
 
@@ -165,12 +168,11 @@ class HierarchicalRecurrentAdapter(Adapter):
         self.shared_head: SharedHead | None = None
         self.shared_head_of_decoder: SharedHead | None = None
         if shared_head:
-            each = shared_head == "layer"
-            own = [
-                torch.nn.Linear(controller_size, width)
-                for _ in range(each * layers or 1)
-            ]
-            self.shared_head = torch.nn.ModuleList(own) if each else own[0]
+            self.shared_head = torch.nn.Linear(controller_size, width)
+            if shared_head == "layer":
+                self.shared_head = torch.nn.ModuleList(
+                    torch.nn.Linear(controller_size, width) for _ in range(layers)
+                )
             _zero(self.shared_head)
 
     def reset_shared(self) -> None:
@@ -275,10 +277,6 @@ def _with_prompt(head: Callable[[Tensors], None], tensors: Tensors) -> None:
     initialise(tensors)
 
 
-#: Of all layers, or one for each.
-SharedHead = torch.nn.Linear | torch.nn.ModuleList
-
-
 def _zero(shared: SharedHead) -> None:
     for parameter in shared.parameters():
         torch.nn.init.zeros_(parameter)
@@ -298,7 +296,7 @@ class _DepthRecurrence(OnePass):
         self,
         adapter: HierarchicalRecurrentAdapter,
         head: Tensors,
-        shared_head: "SharedHead | None",
+        shared_head: SharedHead | None,
         first: int,
     ):
         super().__init__()
