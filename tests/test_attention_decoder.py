@@ -144,10 +144,14 @@ def test_step_by_step_with_a_cache_is_the_whole_at_once(method):
             torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shared_rank", [0, 3])
 @pytest.mark.parametrize("shared_head", [True, "layer"])
-def test_it_computes_the_equations(shared_head):
+def test_it_computes_the_equations(shared_head, shared_rank):
     """Against the method written down once more, layer by layer."""
     conf = {"layer_bias": True, "output_scale": "channel", "shared_head": shared_head}
+    if shared_rank:
+        pytest.importorskip("peft")
+        conf["shared_rank"] = shared_rank
     model = trained("hra", **conf)
     encoder, adapter = model.encoder, model.encoder.adapter
     layers = len(encoder.encoders)
@@ -157,6 +161,12 @@ def test_it_computes_the_equations(shared_head):
     hs, hlens = memory()
     h = 0.0
     stock = stock_decoder()
+    if shared_rank:
+        common = adapter.shared_of_decoder.gather(())
+        for path, module in stock.named_modules():
+            if f"{path}.A" in common:
+                change = common[f"{path}.B"] @ common[f"{path}.A"]
+                module.weight.data.add_(change, alpha=2)
     x = stock.embed(IDS)
     mask = torch.ones(4, 4).tril().bool() & (torch.arange(4) < LENGTHS[:, None, None])
     memory_mask = (torch.arange(9) < hlens[:, None])[:, None]
@@ -365,11 +375,12 @@ def test_a_pack_and_a_new_task_hold_the_decoder_too(exp, an4, tmp_path):
     [
         ("hra", {"shared_head": True}),
         ("hra", {"shared_head": "layer"}),
+        ("hra", {"shared_rank": 2}),
         ("lora", {"shared_rank": 2}),
     ],
 )
 def test_a_new_task_freezes_what_is_shared_of_the_decoder_too(method, conf):
-    if method == "lora":
+    if "shared_rank" in conf:
         pytest.importorskip("peft")
     for regime in ("joint", "new_task"):
         model = made(method, regime=regime, **conf)
@@ -390,8 +401,9 @@ def test_a_new_task_freezes_what_is_shared_of_the_decoder_too(method, conf):
         ("residual", {"placement": "parallel"}),
         ("lora", {"matrices": "all", "shared_rank": 2}),
         ("lily", {"matrices": ["linear_q", "w_1"]}),
+        ("hra", {"shared_rank": 2}),
     ],
-    ids=["parallel", "shared", "lily"],
+    ids=["parallel", "shared", "lily", "hra"],
 )
 def test_other_places_and_what_is_shared_reach_the_decoder(method, conf):
     if method == "lora":

@@ -56,6 +56,8 @@ VARIANTS = {
     "hra-low-rank": {"head": "low_rank"},
     "hra-shared-head": {"shared_head": True, "output_scale": "layer"},
     "hra-shared-heads": {"shared_head": "layer"},
+    "hra-shared-rank": {"shared_rank": 3},
+    "hra-shared-rank-prompt": {"shared_rank": 2, "prompt_size": 3},
     "lora-all-dora": {"adapter": "lora", "matrices": "all", "dora": True},
     "lora-shared": {"adapter": "lora", "shared_rank": 3},
     "residual-parallel": {"adapter": "residual", "placement": "parallel"},

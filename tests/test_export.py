@@ -141,6 +141,7 @@ CASES = [
     *({"adapter": "hra", "controller": c} for c in ("rnn", "ligru", "none", "gated")),
     {"adapter": "hra", "shared_head": True},
     {"adapter": "hra", "shared_head": "layer"},
+    {"adapter": "hra", "shared_rank": 2},
     {"adapter": "hra", "prompt_size": 3},
     *(
         {"adapter": name}

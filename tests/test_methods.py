@@ -437,6 +437,8 @@ NAN, INF = float("nan"), float("inf")
         ("lily", {"scaling": 0}, "scaling: 0 must be above 0"),
         ("lily", {"matrices": ["query"]}, "'query' is no linear module"),
         ("prompt", {"prompt_size": 0}, "prompt_size: 0 must be a whole number"),
+        ("hra", {"shared_rank": -1}, "shared_rank: -1 must be a whole number, 0 or"),
+        ("hra", {"shared_rank": True}, "shared_rank: True must be a whole number"),
         ("hra", {"prompt_size": -1}, "prompt_size: -1 must be a whole number, 0 or"),
         ("road", {"group_size": 3}, "group_size: 3 must be even"),
         ("road", {"group_size": 64}, "has .* outputs, which are no groups of 64"),

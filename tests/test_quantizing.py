@@ -18,6 +18,7 @@ ABLE = {
     "hra_ligru": ("hra", {"controller": "ligru", "head": "ffn", "head_size": 8}),
     "hra_ctc": ("hra", {"ctc": "task"}),
     "hra_decoder": ("hra", {"decoder": True}),
+    "hra_shared": ("hra", {"decoder": True, "shared_rank": 2}),
     "residual": ("residual", {"rank": 2}),
     "lora": ("lora", {"rank": 2, "alpha": 3}),
     "shared": ("lora", {"rank": 2, "alpha": 3, "shared_rank": 2}),

@@ -100,7 +100,27 @@ OPTIONS = {
     "reads_input": {"reads": "input"},
     "shared_head": {"shared_head": True, "output_scale": "layer"},
     "shared_heads": {"shared_head": "layer"},
+    "shared_rank": {"shared_rank": 3},
 }
+
+
+def share_rank(stock, p, rank):
+    """The change of rank `rank` that all tasks share, added to a stock encoder's weights.
+
+    Its parameters are one vector: for each linear module in order, A and then B.
+    """
+    values, start = p.pop("shared.all"), 0
+    for layer in stock.encoders:
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                outputs, inputs = module.weight.shape
+                middle = start + rank * inputs
+                end = middle + outputs * rank
+                a = values[start:middle].reshape(rank, inputs)
+                b = values[middle:end].reshape(outputs, rank)
+                module.weight += torch.from_numpy(2 * b @ a).to(module.weight)
+                start = end
+    assert start == values.size
 
 
 @pytest.mark.parametrize(
@@ -142,11 +162,13 @@ def test_the_encoder_computes_the_method(kind, controller, head, conf, tmp_path)
     heads = [tensors[name] for name in names]
     with torch.no_grad():
         stock = stock_encoder(kind)
+        plain = stock(xs, lens)[0].numpy()
+        if conf.get("shared_rank"):
+            share_rank(stock, p, conf["shared_rank"])
         expected = reference(
             stock, xs, lens, controller, p, head, heads, C, conf
         ).numpy()
         with encoder.use_task(names):
             found = encoder(xs, lens)[0].numpy()
-        plain = stock(xs, lens)[0].numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(found - plain).max() > 0.1  # the adapter does something

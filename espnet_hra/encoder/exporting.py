@@ -92,10 +92,10 @@ def encode(
     """
     adapter = encoder.adapter
     tensors = adapter.heads.layout.split(heads, adapter.heads.layout.sections[0])
-    changes = {}
+    changes = dict(adapter.shared_changes())
     if not adapter.mixes:
         tensors = {k: t[0] for k, t in tensors.items()}
-        changes = dict(adapter.changes(tensors))
+        changes.update(adapter.changes(tensors))
     after_layer = adapter.after_layers(tensors)
     prepared = view(encoder, encoder.layer_list, after_layer, changes)
     output, lengths, *_ = encoder.backbone_class.forward(prepared, xs, lengths)

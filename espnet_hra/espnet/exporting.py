@@ -296,7 +296,7 @@ def describe(model: Any, rate: int) -> dict[str, Any]:
         "sample_rate": rate,
         "blank": model.blank_id,
         "layout": {k: list(s) for k, s in adapter.heads.layout.shapes.items()},
-        # With a head that all tasks share, zeros are that head alone.
-        "zeros_are_the_backbone": not adapter.config.get("shared_head", False),
+        # With what all tasks share beside a head, zeros are that alone.
+        "zeros_are_the_backbone": not {"shared_head", "shared_rank"} & {*adapter.config},
         "made_for": encoder.identity(),
     }

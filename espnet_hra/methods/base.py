@@ -324,6 +324,10 @@ class Adapter(torch.nn.Module):
         """
         return {}
 
+    def shared_changes(self) -> Mapping[str, Change]:
+        """What every pass with tasks changes within the encoder, whichever they are."""
+        return {}
+
     def pass_dtype(self) -> torch.dtype | None:
         """The type in which a pass computes with the tensors; None for their own."""
         return None
@@ -422,7 +426,10 @@ class Adapter(torch.nn.Module):
         Raises:
             TaskError: The task is unknown.
         """
-        return {} if self.mixes else self.changes(self._own_tensors([name], None))
+        shared = self.shared_changes()
+        if self.mixes:
+            return shared
+        return {**shared, **self.changes(self._own_tensors([name], None))}
 
     def _own_tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
         return self.bank.gather(names, dtype, self.bank.layout.sections[0])

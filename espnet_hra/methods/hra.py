@@ -33,6 +33,10 @@ What the paper leaves open, and what is chosen here:
   tasks share and that learns with the controller: ``y_l = x_l + V_0 h_l + v_0 +
   head_task(h_l)``, so that a task need only learn what is its own; ``shared_head:
   layer`` adds one for each layer, V_l and v_l in the place of V_0 and v_0);
+* the layers stay what they are (``shared_rank: r`` gives each of their linear modules a
+  change of rank r that all tasks share, ``W x + 2 B_0 A_0 x``, and that learns with the
+  controller: what all tasks have in common is learned where it is made, and heads have
+  the rest; needs PEFT);
 * a task has no soft prompt (``prompt_size: n`` gives it n vectors that the layers'
   attention sees, see :mod:`espnet_hra.methods.prompt`; a mixed batch then runs task by
   task);
@@ -55,12 +59,17 @@ from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone, OnePass
 from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
 from espnet_hra.methods.equations import CONTROLLERS, HEADS
+from espnet_hra.methods.linear import ALL_LINEAR, find
 from espnet_hra.methods.prompt import Prompts, initialise
+from espnet_hra.methods.shared_change import SharedChange
 from espnet_hra.methods.substitution import Change
 from espnet_hra.tasks.layout import Tensors
 
 #: The head that tasks share: of all layers, or one for each.
 SharedHead = torch.nn.Linear | torch.nn.ModuleList
+
+#: What the low-rank change that tasks share is multiplied by: LoRA's usual alpha / r.
+SHARED_SCALE = 2.0
 
 # -------------------------------------------------------------------------- adapter
 
@@ -84,6 +93,8 @@ class HierarchicalRecurrentAdapter(Adapter):
         reads: ``output`` or ``input`` of the layer.
         shared_head: Whether a linear head that all tasks share is added to the task's:
             False, True, or ``layer`` for one for each layer.
+        shared_rank: Rank of the change of the layers' linear modules that all tasks
+            share; 0 for none.
         prompt_size: Number of vectors of a task's soft prompt; 0 for none.
 
     Raises:
@@ -103,6 +114,7 @@ class HierarchicalRecurrentAdapter(Adapter):
         output_scale: str = "none",
         reads: str = "output",
         shared_head: bool | str = False,
+        shared_rank: int = 0,
         prompt_size: int = 0,
     ):
         check_choice("controller", controller, CONTROLLERS)
@@ -114,8 +126,9 @@ class HierarchicalRecurrentAdapter(Adapter):
         check_choice("shared_head", shared_head, (False, True, "layer"))
         check_size("controller_size", controller_size)
         check_size("head_size", head_size)
-        whole = type(prompt_size) is int and prompt_size >= 0
-        check_number("prompt_size", prompt_size, whole, "a whole number, 0 or more")
+        for key, value in (("shared_rank", shared_rank), ("prompt_size", prompt_size)):
+            whole = type(value) is int and value >= 0
+            check_number(key, value, whole, "a whole number, 0 or more")
         positive = is_number(recurrent_init) and recurrent_init >= 0
         check_number("recurrent_init", recurrent_init, positive, "a number, 0 or more")
         width, layers = backbone.width, len(backbone.layers)
@@ -136,6 +149,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             ("output_scale", output_scale, "none"),
             ("reads", reads, "output"),
             ("shared_head", shared_head, False),
+            ("shared_rank", shared_rank, 0),
             ("prompt_size", prompt_size, 0),
         ):
             if value != usual:  # so that files from before there was the key still fit
@@ -174,6 +188,11 @@ class HierarchicalRecurrentAdapter(Adapter):
                     torch.nn.Linear(controller_size, width) for _ in range(layers)
                 )
             _zero(self.shared_head)
+        self.shared: SharedChange | None = None
+        self.shared_of_decoder: SharedChange | None = None
+        if shared_rank:
+            modules = find(backbone, ALL_LINEAR)
+            self.shared = SharedChange(modules, shared_rank, SHARED_SCALE)
 
     def reset_shared(self) -> None:
         self.controller.reset_parameters()
@@ -182,6 +201,9 @@ class HierarchicalRecurrentAdapter(Adapter):
         for shared in (self.shared_head, self.shared_head_of_decoder):
             if shared is not None:
                 _zero(shared)
+        for change in (self.shared, self.shared_of_decoder):
+            if change is not None:
+                change.reset()
 
     def pass_dtype(self) -> torch.dtype:
         device = self.controller.W.device.type
@@ -196,6 +218,9 @@ class HierarchicalRecurrentAdapter(Adapter):
 
     def changes(self, tensors: Tensors) -> Mapping[str, Change]:
         return {} if self._prompts is None else self._prompts.changes(tensors)
+
+    def shared_changes(self) -> Mapping[str, Change]:
+        return {} if self.shared is None else self.shared.changes()
 
     def follow(self, encoder: "HierarchicalRecurrentAdapter") -> None:
         """One controller for both; the decoder's layers come after the encoder's."""
@@ -212,6 +237,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             encoder.scale = torch.nn.Parameter(scale, encoder.scale.requires_grad)
         self.controller, self._encoder = encoder.controller, (encoder,)
         encoder.shared_head_of_decoder = self.shared_head
+        encoder.shared_of_decoder = self.shared
 
     def step(
         self,
@@ -256,6 +282,8 @@ class HierarchicalRecurrentAdapter(Adapter):
             if other is not None:
                 heads = len(other) if isinstance(other, torch.nn.ModuleList) else 1
                 shared += heads * (d * c + d)
+        for change in (self.shared, self.shared_of_decoder):
+            shared += 0 if change is None else change.size
         prompt = 0 if self._prompts is None else self._prompts.count()
         return shared, self.head.count(*self._size) + prompt
 
@@ -268,6 +296,7 @@ class HierarchicalRecurrentAdapter(Adapter):
             shapes.append((self.width, self.controller.c))
         # one for each weight of a matrix, biases and norms left out as usual
         macs = self.num_layers * sum(math.prod(s) for s in shapes if len(s) == 2)
+        macs += 0 if self.shared is None else self.shared.size
         return macs + (0 if self._prompts is None else self._prompts.macs())
 
 

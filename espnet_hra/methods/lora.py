@@ -24,9 +24,14 @@ from espnet_hra.errors import ConfigError
 from espnet_hra.methods.base import Adapter, Backbone
 from espnet_hra.methods.checks import check_choice, check_number, check_size, is_number
 from espnet_hra.methods.linear import ALL_LINEAR, find, peft_layer
-from espnet_hra.methods.substitution import Change, changed
-from espnet_hra.methods.tensors import init_matrix
-from espnet_hra.tasks.bank import ALL, OneForAll, zeros
+from espnet_hra.methods.shared_change import (
+    SharedChange,
+    initialise,
+    low_rank,
+    of_rank,
+)
+from espnet_hra.methods.substitution import Change
+from espnet_hra.tasks.bank import ALL
 from espnet_hra.tasks.layout import Tensors
 
 
@@ -84,7 +89,7 @@ class LoRA(Adapter):
         self._shapes = {path: tuple(m.weight.shape) for path, m in found.items()}
         shapes: dict[str, Sequence[int]] = {}
         for path, (outputs, inputs) in self._shapes.items():
-            shapes |= _of_rank(rank, path, outputs, inputs)
+            shapes |= of_rank(rank, path, outputs, inputs)
             if dora:
                 shapes[f"{path}.m"] = (outputs,)
         config: dict[str, Any] = {
@@ -102,7 +107,7 @@ class LoRA(Adapter):
         ):
             if value:  # so that files from before there was the key still fit
                 config[key] = value
-        super().__init__(config, shapes, _initialise)
+        super().__init__(config, shapes, initialise)
         self._ratio = float(loraplus_lr_ratio)
         self.quantizes = not dora  # which reads the lengths of the weights' rows
         self._layers = {
@@ -117,55 +122,39 @@ class LoRA(Adapter):
             )
             for m in found.values()
         }
-        # A change of another rank that is multiplied by the same.
-        scale = alpha / (rank**0.5 if rslora else rank)
-        self._shared_layers = {
-            (m.in_features, m.out_features): peft_layer(
-                m,
-                "LoraConfig",
-                r=shared_rank,
-                lora_alpha=scale * shared_rank,
-                lora_dropout=dropout,
-            )
-            for m in found.values()
-            if shared_rank
-        }
-        self.shared: OneForAll | None = None
-        self.shared_of_decoder: OneForAll | None = None
-        if shared_rank:
-            common: dict[str, Sequence[int]] = {}
-            for path, shape in self._shapes.items():
-                common |= _of_rank(shared_rank, path, *shape)
-            self.shared = OneForAll(common, _initialise)
-            self.shared.add(ALL, torch.empty(0))
+        self.shared: SharedChange | None = None
+        self.shared_of_decoder: SharedChange | None = None
+        if shared_rank:  # a change of another rank that is multiplied by the same
+            scale = alpha / (rank**0.5 if rslora else rank)
+            self.shared = SharedChange(found, shared_rank, scale, dropout)
 
     def follow(self, encoder: "LoRA") -> None:
         """What tasks share for the decoder belongs to the method on the encoder."""
         encoder.shared_of_decoder = self.shared
 
-    def _all_shared(self) -> dict[str, OneForAll]:
+    def _all_shared(self) -> dict[str, SharedChange]:
         shared = {"shared": self.shared, "shared_of_decoder": self.shared_of_decoder}
         return {name: bank for name, bank in shared.items() if bank is not None}
 
     def reset_shared(self) -> None:
         for bank in self._all_shared().values():
-            bank.initialise(bank.vector(ALL))
+            bank.reset()
 
     def train(self, mode: bool = True) -> Self:
         """As ``Module.train``, and for the dropout of PEFT's layers."""
-        for layer in (*self._layers.values(), *self._shared_layers.values()):
+        for layer in self._layers.values():
             layer.train(mode)
         return super().train(mode)
 
     def changes(self, tensors: Tensors) -> Mapping[str, Change]:
-        shared = {} if self.shared is None else self.shared.gather(())
+        shared = {} if self.shared is None else self.shared.changes()
         return {
             path: functools.partial(
                 self._adapted,
                 a=tensors[f"{path}.A"],
                 b=tensors[f"{path}.B"],
                 m=tensors.get(f"{path}.m"),
-                shared=(shared.get(f"{path}.A"), shared.get(f"{path}.B")),
+                shared=shared.get(path),
             )
             for path in self._shapes
         }
@@ -176,27 +165,15 @@ class LoRA(Adapter):
         a: torch.Tensor,
         b: torch.Tensor,
         m: torch.Tensor | None,
-        shared: tuple[torch.Tensor | None, torch.Tensor | None],
+        shared: Change | None,
     ) -> torch.nn.Module:
         """PEFT's layer around a frozen one, with these matrices and lengths."""
-        inner: torch.nn.Module = linear
-        if shared[0] is not None:  # PEFT's around PEFT's around the frozen one
-            own: dict[str, Change] = {
-                "base_layer": lambda _: linear,
-                "lora_A.default.weight": lambda _: shared[0],
-                "lora_B.default.weight": lambda _: shared[1],
-            }
-            layer = self._shared_layers[linear.in_features, linear.out_features]
-            inner = changed(layer, own)
-        changes: dict[str, Change] = {
-            "base_layer": lambda _: inner,
-            "lora_A.default.weight": lambda _: a,
-            "lora_B.default.weight": lambda _: b,
-        }
+        inner = linear if shared is None else shared(linear)
+        more = {}
         if m is not None:
             lengths = torch.linalg.norm(linear.weight, dim=1) + m
-            changes["lora_magnitude_vector.default.weight"] = lambda _: lengths
-        return changed(self._layers[linear.in_features, linear.out_features], changes)
+            more["lora_magnitude_vector"] = lengths
+        return low_rank(self._layers, linear, inner, a, b, **more)
 
     def rates(self) -> Mapping[str, float]:
         if self._ratio == 1.0:
@@ -228,14 +205,3 @@ class LoRA(Adapter):
         """Weights of changes of this rank."""
         return sum(rank * (i + o) for o, i in self._shapes.values())
 
-
-def _of_rank(rank: int, path: str, outputs: int, inputs: int) -> dict[str, Any]:
-    """Names and shapes of the matrices that change one."""
-    return {f"{path}.A": (rank, inputs), f"{path}.B": (outputs, rank)}
-
-
-def _initialise(tensors: Tensors) -> None:
-    zeros(tensors)
-    for name, tensor in tensors.items():
-        if name.endswith(".A"):
-            init_matrix(tensor)  # as PEFT does

@@ -49,9 +49,10 @@ class DecoderPart:
 
     def changes_for(self, name: str) -> Mapping[str, Change]:
         """What a pass with this task changes within the decoder, by dotted path."""
+        shared = self.method.shared_changes()
         if self.method.mixes:
-            return {}
-        return self.method.changes(self._tensors([name], None))
+            return shared
+        return {**shared, **self.method.changes(self._tensors([name], None))}
 
     def _tensors(self, names: Sequence[str], dtype: torch.dtype | None) -> Tensors:
         return _own_names(self.heads.gather(names, dtype, self.section))

@@ -54,6 +54,7 @@ def changed[M: torch.nn.Module](module: M, changes: Mapping[str, Change]) -> M:
         holder: dict[str, Any] = (
             copied._parameters if name in module._parameters else copied._modules
         )
-        own = deeper.get("")
-        holder[name] = own(holder[name]) if own else changed(holder[name], deeper)
+        own = deeper.pop("", None)
+        inner = changed(holder[name], deeper) if deeper else holder[name]
+        holder[name] = own(inner) if own else inner
     return copied
