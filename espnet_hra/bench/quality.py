@@ -9,8 +9,9 @@ the recipe, so that any row can be made alone: ``--only`` its name. In this orde
 4. *runs*: all tasks, several seeds, decoded and scored on dev and test;
 5. *alone*: one training for each task, whose adapters share nothing;
 6. *forgetting*: what the adapted models make of speech that they were not adapted to;
-7. *counts* and *newcomers*: trainings of 1, 2, 5 ... of the tasks, and new tasks after
-   these, see :mod:`espnet_hra.bench.quality_counts`.
+7. *counts*, *newcomers* and *each*: trainings of 1, 2, 5 ... of the tasks, new tasks
+   after these, and some tasks each with a model of its own, see
+   :mod:`espnet_hra.bench.quality_counts`.
 
 The rates that are found stand in the configurations: this program says where one has
 another, and changes none. It also says where the best rate is the last of its grid, or

@@ -1,6 +1,6 @@
 """How many tasks: trainings of 1, 2, 5 ... of them, and new ones after these.
 
-Two parts of a plan::
+Three parts of a plan::
 
     counts:                 # trainings of so many tasks each
         config: hra
@@ -11,10 +11,16 @@ Two parts of a plan::
         seeds: [1]
         after: [0, 1, 2]    # 0: the controller is trained with the new ones alone
         new: 2              # how many are held out, the same for all
+    each:                   # some tasks, of a method whose tasks share nothing
+        config: full_each
+        seeds: [1]
+        tasks: 25
+        together: 5         # so many in one training, for which there is memory
 
 Tasks are spread over the list of all, and the more hold the fewer, so that differences
 are due to the number. A task hears as much whatever their number: batches are smaller
-in proportion. Rows are called ``hra_n5`` and ``hra_after5``.
+in proportion (those of ``each`` are the configuration's). Rows are called ``hra_n5``,
+``hra_after5`` and ``full_each``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,6 +62,13 @@ def newcomers(comparison: Any) -> Iterator[Step]:
             yield _after(comparison, part["config"], seed, number, part["new"])
 
 
+def each(comparison: Any) -> Iterator[Step]:
+    """The steps of the part ``each``."""
+    part = comparison.plan.get("each", {})
+    for seed in part.get("seeds", ()):
+        yield _each(comparison, part["config"], seed, part["tasks"], part["together"])
+
+
 def _count(comparison: Any, config: str, seed: int, number: int) -> Step:
     name = f"{label_of(config)}_n{number}"
 
@@ -95,6 +108,30 @@ def _after(comparison: Any, config: str, seed: int, number: int, new: int) -> St
     )
 
 
+def _each(
+    comparison: Any, config: str, seed: int, number: int, together: int
+) -> Step:
+    name = label_of(config)
+
+    def run() -> None:
+        tasks = nested(comparison.tasks(), number)
+        for i in range(0, number, together):
+            part, tag = tasks[i : i + together], f"{name}_{i}_seed{seed}"
+            if comparison.scored_tasks(name, seed) >= set(part):
+                continue
+            folder = _train(comparison, config, tag, seed, part, share=1)
+            _score(comparison, name, seed, folder, part)
+            # A model for each task: what has been scored needs no place on the disk.
+            for weights in folder.glob("*.pth"):
+                weights.unlink()
+
+    return Step(
+        *("each", name, f"{name}, seed {seed}"),
+        lambda: comparison.has_rows(name, seed, number),
+        run,
+    )
+
+
 def _train(
     comparison: Any,
     config: str,
@@ -103,9 +140,13 @@ def _train(
     tasks: Sequence[str],
     *options: str,
     last: str = "12",
+    share: float | None = None,
 ) -> Path:
-    """Train some of the tasks, and decode them; the experiment's folder."""
-    share = len(tasks) / len(comparison.tasks())
+    """Train some of the tasks, and decode them; the experiment's folder.
+
+    The batch is the configuration's times `share`, by default the tasks' part of all.
+    """
+    share = len(tasks) / len(comparison.tasks()) if share is None else share
     words = smaller_batch(comparison.configs[config], share)
     comparison.recipe_run(
         *(*comparison.named(config), "--seed", str(seed), "--asr_tag", tag),

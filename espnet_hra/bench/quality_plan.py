@@ -13,7 +13,7 @@ from espnet_hra.files.variants import longer, read_config
 
 PARTS = (
     *("rates", "lengths", "choices", "runs", "alone", "forgetting"),
-    *("counts", "newcomers"),
+    *("counts", "newcomers", "each"),
 )
 
 #: The table of what was judged on dev.
@@ -59,6 +59,10 @@ def _is_numbers(value: Any, key: str, more: tuple[str, ...] = ()) -> bool:
     return known and whole and _numbers(lists, int)
 
 
+def _is_each(value: Any) -> bool:
+    return _is_numbers(value, "seeds", ("tasks", "together"))
+
+
 _SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
 
 #: Keys of a plan: what their values must be, for the program and in words.
@@ -87,6 +91,10 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "newcomers": (
         lambda value: _is_numbers(value, "after", ("new",)),
         "config: CONFIG, seeds: [SEED, ...], after: [HOW_MANY, ...], new: HOW_MANY",
+    ),
+    "each": (
+        _is_each,
+        "config: CONFIG, seeds: [SEED, ...], tasks: HOW_MANY, together: HOW_MANY",
     ),
 }
 
@@ -268,7 +276,7 @@ def read_configs(recipe: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, A
     parts = ("rates", "lengths", "runs", "alone")
     named = [name for part in parts for name in plan.get(part, {})]
     conf = recipe / conf_folder(plan)
-    one = ("choices", "counts", "newcomers")
+    one = ("choices", "counts", "newcomers", "each")
     named += [plan[part]["config"] for part in one if part in plan]
     named += plan.get("forgetting", {}).values()
     configs: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_hra.bench.quality_counts import counts, newcomers
+from espnet_hra.bench.quality_counts import counts, each, newcomers
 from espnet_hra.bench.quality_page import best_rates, dev_tables, hours, open_ends
 from espnet_hra.bench.quality_plan import (
     DEV,
@@ -91,6 +91,7 @@ class Comparison:
             "forgetting": self._forgetting,
             "counts": lambda: counts(self),
             "newcomers": lambda: newcomers(self),
+            "each": lambda: each(self),
         }
         return [step for part in PARTS if part in parts for step in made[part]()]
 
@@ -275,9 +276,10 @@ class Comparison:
 
     def has_rows(self, name: str, seed: int, number: int) -> bool:
         """Whether a training of so many tasks has rows for all of them."""
-        return len(self._scored_tasks(name, seed)) >= number
+        return len(self.scored_tasks(name, seed)) >= number
 
-    def _scored_tasks(self, name: str, seed: int) -> set[str]:
+    def scored_tasks(self, name: str, seed: int) -> set[str]:
+        """Tasks that have a row on the test set."""
         return {
             row.task
             for row in self._rows()
@@ -285,7 +287,7 @@ class Comparison:
         }
 
     def _scored(self, name: str, seed: int) -> bool:
-        found = self._scored_tasks(name, seed)
+        found = self.scored_tasks(name, seed)
         return bool(found) and found >= set(self.tasks())
 
     def tasks(self) -> list[str]:
