@@ -224,14 +224,18 @@ def test_labels_stand_beside_the_texts_of_the_same_training(tmp_path):
     assert "|both|lang|8|9|1|12.5|" in page
 
 
-def test_a_number_of_tasks_has_a_slope_over_those_that_all_have(tmp_path):
+def test_numbers_of_tasks_stand_beside_the_same_tasks_in_the_largest_training(tmp_path):
     systems = [("hra_n1", 1, [4] * 4), ("hra_n2", 1, [3] * 4), ("hra_n4", 1, [2] * 4)]
     table(tmp_path / "tables", *systems)
     rows = {"hra_n1": 1, "hra_n2": 2, "hra_n4": 4, "hra_n8": 8}
     page = asked(tmp_path, kind="counts", rows=rows)
-    assert "changes by -10.00 points with each doubling" in page
-    assert "(least squares, 1 to 4 tasks)" in page and "Not run yet: 8." in page
-    assert "|4|1|100|7|128|20.0 [" in page  # 100 + 4 * 7 parameters together
+    assert "in the training of 4, those of a training of 1: worse (+20.0 [" in page
+    assert "; of 2: worse (+10.0 [" in page
+    assert "the difference changes by -10.00 points (least squares)" in page
+    assert "A thousand tasks would have 100 shared parameters and 7,000 of" in page
+    assert "Not run yet: 8." in page
+    assert "|2|1|100|7|114|30.0 [" in page  # 100 + 2 * 7 parameters together
+    assert "|4|1|100|7|128|20.0 [" in page
 
 
 @pytest.mark.parametrize(

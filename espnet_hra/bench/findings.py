@@ -276,38 +276,47 @@ def _labelled(question: Mapping[str, Any], tables: Tables, samples: int) -> Find
 
 
 def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Finding:
-    """Trainings of so many tasks, over the tasks that all of them have."""
+    """Trainings of so many tasks, each beside the same tasks in the largest of them."""
     found = _systems(question, tables, samples)
-    present = {m: found[m] for m in question["rows"] if m in found}
-    tasks = (
-        set.intersection(*(set(s.cer) for s in present.values())) if present else set()
-    )
-    cells = [["tasks", "seeds", "shared", "per task", "all together", "CER"]]
-    bars, missing = {}, []
-    points: list[tuple[int, float]] = []
+    sized: list[tuple[str, int, System]] = []
+    missing = []
     for method, name in question["rows"].items():
-        if method not in present:
-            cells.append([str(name), _MISSING, "", "", "", ""])
+        if method in found:
+            number = int(re.sub(r"\D", "", method.rpartition("_")[2]) or 0)
+            sized.append((str(name), number or len(found[method].cer), found[method]))
+        else:
             missing.append(str(name))
-            continue
-        system = present[method]
-        number = int(re.sub(r"\D", "", method.rpartition("_")[2]) or len(system.cer))
-        mean = system.mean(sorted(tasks))
-        bars[str(name)] = mean
-        points.append((number, mean.value))
+    _, most, largest = max(sized, key=lambda one: one[1], default=("", 0, None))
+    column = f"minus the same tasks among {most}" if largest else "minus the same tasks"
+    cells = [["tasks", "seeds", "shared", "per task", "all together", "CER", column]]
+    cells += [[name, _MISSING, "", "", "", "", ""] for name in missing]
+    bars, said, points = {}, [], list[tuple[float, float]]()
+    for name, number, system in sized:
         total = system.shared + number * system.per_task[1]
-        sizes = [f"{system.shared:,}", _size(system), f"{total:,}"]
-        cells.append([str(name), _seeds(system), *sizes, mean.text()])
+        row = [name, _seeds(system), f"{system.shared:,}", _size(system), f"{total:,}"]
+        delta = ""
+        if system is not largest and largest is not None:
+            difference, _ = system.difference(largest)
+            delta = difference.text("+")
+            bars[name] = difference
+            points.append((math.log2(max(number, 1)), difference.value))
+            said.append(f"{name}: {_verdict(difference)}")
+        cells.append([*row, system.mean(sorted(system.cer)).text(), delta])
     answer = _NOTHING
-    if len(points) > 1:
-        slope = _slope([(math.log2(max(n, 1)), value) for n, value in points])
+    if largest is not None and said:
+        own = largest.per_task[1]
         answer = (
-            f"Over the {len(tasks)} tasks that all of these trainings have, the CER "
-            f"changes by {slope:+.2f} points with each doubling of the number of tasks "
-            f"(least squares, {min(points)[0]} to {max(points)[0]} tasks); parameters "
-            "are those of the controller and as many for each task."
+            f"Beside the same tasks in the training of {most}, those of a training of "
+            f"{'; of '.join(said)}. A thousand tasks would have {largest.shared:,} "
+            f"shared parameters and {1000 * own:,} of their own."
         )
-    return Finding(markdown(cells), answer, bars, "CER (%)", missing)
+        if len(points) > 1:
+            answer += (
+                f" With each doubling of the number, the difference changes by "
+                f"{_slope(points):+.2f} points (least squares)."
+            )
+    measure = f"CER minus that of the same tasks among {most}"
+    return Finding(markdown(cells), answer, bars, measure, missing)
 
 
 _Kind = Callable[[Mapping[str, Any], Tables, int], Finding]
