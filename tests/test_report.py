@@ -86,6 +86,24 @@ def test_differences_are_paired_means_over_tasks_and_seeds():
     assert np.array_equal(alone["hra"].resampled["a"], found["hra"].resampled["a"])
 
 
+def test_words_have_rates_and_intervals_of_their_own():
+    lines = {"hra": [(4, 1), (6, 3)], "none": [(4, 4), (6, 6)]}
+    results = Results(
+        [Row(m, "a", "test", 1, 1, 1, 2, 10, 50.0, 99.0) for m in lines],
+        [
+            Utterance(m, "a", "test", 1, f"u{i}", 20, 10, words, wrong)
+            for m, own in lines.items()
+            for i, (words, wrong) in enumerate(own)
+        ],
+    )
+    found = statistics.systems(results, "test", samples=500, measure="wer")
+    assert found["hra"].rates == {"a": 40.0} and found["none"].rates == {"a": 100.0}
+    delta, _ = found["none"].difference(found["hra"])
+    # One utterance or the other twice: 75 % or 50 % better.
+    assert (delta.low, delta.value, delta.high) == (50.0, 60.0, 75.0)
+    assert statistics.systems(results, "test")["hra"].rates == {"a": 50.0}
+
+
 def test_intervals_cover_the_truth():
     truth = 100 * 0.3
     hits = 0
@@ -161,7 +179,7 @@ def test_everything_is_made_of_the_tables_alone_and_twice_the_same(tables, tmp_p
     row = next(
         line for line in page.splitlines() if line.startswith("|lora_r4|1|90|2|")
     )
-    assert row.count("[") == 2 and row.endswith(" %|") and "|+" in row
+    assert row.count("[") == 4 and row.endswith(" %|") and row.count("|+") >= 2
     assert "|method|seeds|shared|per task|a|b|mean|change|" in page
     for name in ("results.svg", "tradeoff.svg"):
         assert b"<svg" in first[name]

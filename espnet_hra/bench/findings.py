@@ -187,7 +187,7 @@ def _compared(question: Mapping[str, Any], tables: Tables, samples: int) -> Find
             cells.append([name, _MISSING, "", "", "", ""])
             missing.append(name)
             continue
-        mean = system.mean(sorted(system.cer))
+        mean = system.mean(sorted(system.rates))
         bars[name] = mean
         delta = ""
         if base is not None and method != reference:
@@ -261,7 +261,7 @@ def _labelled(question: Mapping[str, Any], tables: Tables, samples: int) -> Find
                 ]
             )
             said.append(f"{task} is told right in {100 - error:.1f} % of utterances")
-        mean = found[method].mean(sorted(found[method].cer))
+        mean = found[method].mean(sorted(found[method].rates))
         texts, change = f"CER {mean.text()}", ""
         if base is not None and method != reference:
             difference, _ = found[method].difference(base)
@@ -283,7 +283,7 @@ def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
     for method, name in question["rows"].items():
         if method in found:
             number = int(re.sub(r"\D", "", method.rpartition("_")[2]) or 0)
-            sized.append((str(name), number or len(found[method].cer), found[method]))
+            sized.append((str(name), number or len(found[method].rates), found[method]))
         else:
             missing.append(str(name))
     _, most, largest = max(sized, key=lambda one: one[1], default=("", 0, None))
@@ -301,7 +301,7 @@ def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
             bars[name] = difference
             points.append((math.log2(max(number, 1)), difference.value))
             said.append(f"{name}: {_verdict(difference)}")
-        cells.append([*row, system.mean(sorted(system.cer)).text(), delta])
+        cells.append([*row, system.mean(sorted(system.rates)).text(), delta])
     answer = _NOTHING
     if largest is not None and said:
         own = largest.per_task[1]

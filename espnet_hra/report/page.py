@@ -136,6 +136,7 @@ def write(
         opening, closing = _around(page)
     everything, results = results, results.of_texts()
     found = systems(results, split, samples, seed)
+    words = systems(results, split, samples, seed, "wer")
     rates = selection_rates(results, split)
     against = choose_reference(found, reference, rates)
     files, shown = [], []
@@ -163,7 +164,7 @@ def write(
         _explanation(found),
         *filter(None, [health.section(health.sick(**vars(everything)))]),
         *shown,
-        comparison(found, against, split, samples),
+        comparison(found, words, against, split, samples),
         rate_tables(everything.rows),
         END,
     ]
@@ -214,12 +215,17 @@ def _explanation(found: Mapping[str, System]) -> str:
 
 
 def comparison(
-    found: Mapping[str, System], reference: str, split: str, samples: int
+    found: Mapping[str, System],
+    words: Mapping[str, System],
+    reference: str,
+    split: str,
+    samples: int,
 ) -> str:
     """The table with differences to a reference; nothing where there are none.
 
     Args:
-        found: The methods.
+        found: The methods, with their CER.
+        words: The same with their WER.
         reference: One of them.
         split: The data set.
         samples: The number of resamples.
@@ -227,27 +233,28 @@ def comparison(
     others = [m for m in found if m != reference]
     if not others:
         return ""
-    base, tasks = found[reference], tasks_of(found)
-    complete = complete_methods(found)
-    cells = [
-        ["method", "seeds", "per task", "tasks", "CER", f"minus {reference}", "change"]
-    ]
+    tasks, complete = tasks_of(found), complete_methods(found)
+    cells = [["method", "seeds", "per task", "tasks"]]
+    for rate in ("CER", "WER"):
+        cells[0] += [rate, f"minus {reference}", "change"]
     for method in [reference, *others]:
         system = found[method]
         row = [method, str(len(system.seeds)), _range(*system.per_task)]
-        row.append(str(len(system.cer)))
-        row.append(system.mean(tasks).text() if method in complete else "")
-        delta, shared = system.difference(base)
-        if method == reference or not shared:
-            row += ["", ""]
-        else:
-            mean = average([base.cer[task] for task in shared])
+        row.append(str(len(system.rates)))
+        for measured in (found, words):
+            base, system = measured[reference], measured[method]
+            row.append(system.mean(tasks).text() if method in complete else "")
+            delta, shared = system.difference(base)
+            if method == reference or not shared:
+                row += ["", ""]
+                continue
+            mean = average([base.rates[task] for task in shared])
             row.append(delta.text("+"))
             row.append(f"{100 * delta.value / mean:+.1f} %" if mean else "")
         cells.append(row)
     return (
         f"## Comparison with {reference} on {split}\n\n"
-        "Mean CER over tasks, and its difference (negative: better than "
+        "Mean rates over tasks, and their differences (negative: better than "
         f"`{reference}`) over the tasks that both have; in brackets 95 % intervals of "
         f"a paired bootstrap over utterances ({samples:,} resamples). A difference "
         "whose interval includes 0 may be due to the choice of sentences.\n\n"

@@ -94,10 +94,10 @@ def draw_tasks(found: Mapping[str, System], split: str, reference: str) -> "Figu
             i: (
                 system.mean(tasks_of(found))
                 if i == len(tasks)
-                else interval(system.cer[name], [system.resampled.get(name)])
+                else interval(system.rates[name], [system.resampled.get(name)])
             )
             for i, name in enumerate(lines)
-            if name in system.cer or (i == len(tasks) and method in complete)
+            if name in system.rates or (i == len(tasks) and method in complete)
         }
         y = [i + (j - (len(methods) - 1) / 2) * step for i in points]
         values = list(points.values())

@@ -46,8 +46,8 @@ class System:
         seeds: The seeds that are averaged.
         shared: Trained parameters that all tasks share.
         per_task: The smallest and the largest number of parameters of a task.
-        cer: The CER of each task.
-        resampled: The CER of each task in each resample; empty without utterances.
+        rates: The error rate of each task: the CER, or the WER.
+        resampled: That rate of each task in each resample; empty without utterances.
         signature: For each task, which utterances were scored: differences are paired
             only where these are the same.
     """
@@ -56,7 +56,7 @@ class System:
     seeds: tuple[int, ...]
     shared: int
     per_task: tuple[int, int]
-    cer: dict[str, float]
+    rates: dict[str, float]
     resampled: dict[str, np.ndarray] = field(default_factory=dict)
     signature: dict[str, int] = field(default_factory=dict)
 
@@ -66,15 +66,15 @@ class System:
         return self.method.split("_")[0]
 
     def mean(self, tasks: Iterable[str]) -> Interval:
-        """The mean CER over tasks."""
+        """The mean rate over tasks."""
         tasks = list(tasks)
         return interval(
-            average([self.cer[task] for task in tasks]),
+            average([self.rates[task] for task in tasks]),
             [self.resampled.get(task) for task in tasks],
         )
 
     def difference(self, other: "System") -> tuple[Interval, list[str]]:
-        """The mean CER less another's over the tasks that can be compared.
+        """The mean rate less another's over the tasks that can be compared.
 
         Args:
             other: The reference.
@@ -90,7 +90,7 @@ class System:
         if not tasks:
             return Interval(math.nan), []
         pairs = [self.resampled[task] - other.resampled[task] for task in tasks]
-        value = average([self.cer[task] - other.cer[task] for task in tasks])
+        value = average([self.rates[task] - other.rates[task] for task in tasks])
         return interval(value, pairs), tasks
 
 
@@ -98,7 +98,11 @@ class System:
 
 
 def systems(
-    results: Results, split: str, samples: int = 10_000, seed: int = 0
+    results: Results,
+    split: str,
+    samples: int = 10_000,
+    seed: int = 0,
+    measure: str = "cer",
 ) -> dict[str, System]:
     """All methods with results on a split, the frozen backbone first.
 
@@ -107,6 +111,7 @@ def systems(
         split: The data set.
         samples: The number of resamples.
         seed: What they are drawn with.
+        measure: ``cer`` or ``wer``.
     """
     found = {}
     for method in ordered(row.method for row in results.rows):
@@ -118,7 +123,7 @@ def systems(
                 tuple(sorted({row.seed for row in rows})),
                 max(row.shared_params for row in rows),
                 (min(sizes), max(sizes)),
-                rates_of(rows, "cer"),
+                rates_of(rows, measure),
             )
     counts: dict[str, dict[str, dict[str, dict[int, Utterance]]]] = {}
     for line in results.utterances:
@@ -129,13 +134,13 @@ def systems(
         groups: dict[int, list[str]] = {}
         tables = {}
         for method, by_utterance in by_method.items():
-            table = _table_of(by_utterance, found[method].seeds)
-            if table is not None and task in found[method].cer:
+            table = _table_of(by_utterance, found[method].seeds, measure)
+            if table is not None and task in found[method].rates:
                 signature, lengths, errors = table
                 tables[method] = lengths, errors
                 found[method].signature[task] = signature
                 # Of rates in results.tsv, two decimals are left.
-                found[method].cer[task] = percent(errors.sum(), lengths.sum())
+                found[method].rates[task] = percent(errors.sum(), lengths.sum())
                 groups.setdefault(signature, []).append(method)
         for methods in groups.values():
             # One stream for a task: what is drawn does not depend on other tasks.
@@ -149,18 +154,22 @@ def systems(
 
 
 def _table_of(
-    by_utterance: Mapping[str, Mapping[int, Utterance]], seeds: Sequence[int]
+    by_utterance: Mapping[str, Mapping[int, Utterance]],
+    seeds: Sequence[int],
+    measure: str,
 ) -> tuple[int, np.ndarray, np.ndarray] | None:
     """Signature, lengths and mean errors of utterances; None if a seed lacks some."""
     ids = sorted(by_utterance)
     if any(set(by_utterance[i]) != set(seeds) for i in ids):
         return None
     lines = [list(by_utterance[i].values()) for i in ids]
-    lengths = [line[0].characters for line in lines]
-    if any(u.characters != n for line, n in zip(lines, lengths) for u in line):
+    of = ("characters", "errors") if measure == "cer" else ("words", "word_errors")
+    counted = [[tuple(getattr(u, key) for key in of) for u in line] for line in lines]
+    lengths = [line[0][0] for line in counted]
+    if any(n != lengths[i] for i, line in enumerate(counted) for n, _ in line):
         return None
     signature = zlib.crc32(repr((ids, lengths)).encode("utf-8"))
-    errors = [average([u.errors for u in line]) for line in lines]
+    errors = [average([wrong for _, wrong in line]) for line in counted]
     return signature, np.array(lengths, float), np.array(errors, float)
 
 
@@ -245,7 +254,7 @@ def rates_of(rows: Sequence[Row], measure: str) -> dict[str, float]:
 def complete_methods(found: Mapping[str, System]) -> list[str]:
     """The methods that have results of all tasks: only their means compare."""
     tasks = tasks_of(found)
-    return [m for m, system in found.items() if len(system.cer) == len(tasks)]
+    return [m for m, system in found.items() if len(system.rates) == len(tasks)]
 
 
 def mean_column(tasks: Iterable[str]) -> str:
@@ -255,7 +264,7 @@ def mean_column(tasks: Iterable[str]) -> str:
 
 def tasks_of(found: Mapping[str, System]) -> list[str]:
     """All tasks that a method has a rate of."""
-    return sorted({task for system in found.values() for task in system.cer})
+    return sorted({task for system in found.values() for task in system.rates})
 
 
 def interval(value: float, resampled: Sequence[np.ndarray | None]) -> Interval:
