@@ -282,8 +282,9 @@ def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
     missing = []
     for method, name in question["rows"].items():
         if method in found:
-            number = int(re.sub(r"\D", "", method.rpartition("_")[2]) or 0)
-            sized.append((str(name), number or len(found[method].rates), found[method]))
+            told = re.search(r"_n(\d+)$", method)  # else one that has all tasks
+            number = int(told[1]) if told else len(found[method].rates)
+            sized.append((str(name), number, found[method]))
         else:
             missing.append(str(name))
     _, most, largest = max(sized, key=lambda one: one[1], default=("", 0, None))
