@@ -105,7 +105,7 @@ OPTIONS = {
 
 
 def share_rank(stock, p, rank):
-    """The change of rank `rank` that all tasks share, added to a stock encoder's weights.
+    """Add the change of rank `rank` that all tasks share to an encoder's weights.
 
     Its parameters are one vector: for each linear module in order, A and then B.
     """

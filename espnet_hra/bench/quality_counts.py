@@ -108,9 +108,7 @@ def _after(comparison: Any, config: str, seed: int, number: int, new: int) -> St
     )
 
 
-def _each(
-    comparison: Any, config: str, seed: int, number: int, together: int
-) -> Step:
+def _each(comparison: Any, config: str, seed: int, number: int, together: int) -> Step:
     name = label_of(config)
 
     def run() -> None:

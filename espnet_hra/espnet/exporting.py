@@ -24,6 +24,9 @@ from espnet_hra.files import atomic
 from espnet_hra.tasks.head_input import FORMAT, HEAD
 from espnet_hra.version import __version__
 
+#: What tasks may share beside their heads, by its key.
+_SHARED = {"shared_head", "shared_rank"}
+
 #: What the exporter of each kind of file imports.
 _NEEDS = {".onnx": ("onnx", "onnxscript"), ".pt2": ()}
 
@@ -297,6 +300,6 @@ def describe(model: Any, rate: int) -> dict[str, Any]:
         "blank": model.blank_id,
         "layout": {k: list(s) for k, s in adapter.heads.layout.shapes.items()},
         # With what all tasks share beside a head, zeros are that alone.
-        "zeros_are_the_backbone": not {"shared_head", "shared_rank"} & {*adapter.config},
+        "zeros_are_the_backbone": not adapter.config.keys() & _SHARED,
         "made_for": encoder.identity(),
     }

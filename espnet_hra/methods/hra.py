@@ -126,9 +126,9 @@ class HierarchicalRecurrentAdapter(Adapter):
         check_choice("shared_head", shared_head, (False, True, "layer"))
         check_size("controller_size", controller_size)
         check_size("head_size", head_size)
-        for key, value in (("shared_rank", shared_rank), ("prompt_size", prompt_size)):
-            whole = type(value) is int and value >= 0
-            check_number(key, value, whole, "a whole number, 0 or more")
+        for name, n in (("shared_rank", shared_rank), ("prompt_size", prompt_size)):
+            whole = type(n) is int and n >= 0
+            check_number(name, n, whole, "a whole number, 0 or more")
         positive = is_number(recurrent_init) and recurrent_init >= 0
         check_number("recurrent_init", recurrent_init, positive, "a number, 0 or more")
         width, layers = backbone.width, len(backbone.layers)

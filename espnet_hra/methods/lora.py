@@ -204,4 +204,3 @@ class LoRA(Adapter):
     def _weights(self, rank: int) -> int:
         """Weights of changes of this rank."""
         return sum(rank * (i + o) for o, i in self._shapes.values())
-

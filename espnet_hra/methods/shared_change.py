@@ -59,7 +59,8 @@ class SharedChange(OneForAll):
         """As ``Module.train``, and for the dropout of PEFT's layers."""
         for layer in self._layers.values():
             layer.train(mode)
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def changes(self) -> dict[str, Change]:
         """What stands in for each of the modules in a pass, by its path."""
@@ -94,10 +95,13 @@ def low_rank(
         b: B, (outputs, rank).
         more: Other parameters of the layer, by the beginnings of their names.
     """
-    parts = {"lora_A": a, "lora_B": b, **more}
-    changes: dict[str, Change] = {"base_layer": lambda _: inner}
-    for name, tensor in parts.items():
-        changes[f"{name}.default.weight"] = lambda _, tensor=tensor: tensor
+
+    def always(stands_in: Any) -> Change:
+        return lambda _: stands_in
+
+    changes = {"base_layer": always(inner)}
+    for name, tensor in {"lora_A": a, "lora_B": b, **more}.items():
+        changes[f"{name}.default.weight"] = always(tensor)
     return changed(layers[linear.in_features, linear.out_features], changes)
 
 
