@@ -225,17 +225,19 @@ def test_labels_stand_beside_the_texts_of_the_same_training(tmp_path):
 
 
 def test_numbers_of_tasks_stand_beside_the_same_tasks_in_the_largest_training(tmp_path):
-    systems = [("hra_n1", 1, [4] * 4), ("hra_n2", 1, [3] * 4), ("hra_n4", 1, [2] * 4)]
+    errors = {1: 4, 2: 3, 4: 2, 16: 2}
+    systems = [(f"hra_n{n}", 1, [wrong] * 4) for n, wrong in errors.items()]
     table(tmp_path / "tables", *systems)
-    rows = {"hra_n1": 1, "hra_n2": 2, "hra_n4": 4, "hra_n8": 8, "hra_r16": "all"}
+    rows = {f"hra_n{n}": n for n in (1, 2, 4, 8, 16)} | {"hra_r16": "all"}
     page = asked(tmp_path, kind="counts", rows=rows)
-    assert "in the training of 4, those of a training of 1: worse (+20.0 [" in page
+    assert "in the training of 16, those of a training of 1: worse (+20.0 [" in page
     assert "; of 2: worse (+10.0 [" in page
     assert "the difference changes by -10.00 points (least squares)" in page
     assert "A thousand tasks would have 100 shared parameters and 7,000 of" in page
     assert "Not run yet: 8; all." in page
     assert "|2|1|100|7|114|30.0 [" in page  # 100 + 2 * 7 parameters together
     assert "|4|1|100|7|128|20.0 [" in page
+    assert page.index("|4|1|100|7|128|") < page.index("|8|not run yet|")
 
 
 @pytest.mark.parametrize(

@@ -278,31 +278,33 @@ def _labelled(question: Mapping[str, Any], tables: Tables, samples: int) -> Find
 def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Finding:
     """Trainings of so many tasks, each beside the same tasks in the largest of them."""
     found = _systems(question, tables, samples)
-    sized: list[tuple[str, int, System]] = []
-    missing = []
-    for method, name in question["rows"].items():
+    numbers: dict[str, int] = {}
+    for method in question["rows"]:
         if method in found:
             told = re.search(r"_n(\d+)$", method)  # else one that has all tasks
-            number = int(told[1]) if told else len(found[method].rates)
-            sized.append((str(name), number, found[method]))
-        else:
-            missing.append(str(name))
-    _, most, largest = max(sized, key=lambda one: one[1], default=("", 0, None))
+            numbers[method] = int(told[1]) if told else len(found[method].rates)
+    top = max(numbers, key=lambda method: numbers[method], default="")
+    most, largest = numbers.get(top, 0), found.get(top)
     column = f"minus the same tasks among {most}" if largest else "minus the same tasks"
     cells = [["tasks", "seeds", "shared", "per task", "all together", "CER", column]]
-    cells += [[name, _MISSING, "", "", "", "", ""] for name in missing]
-    bars, said, points = {}, [], list[tuple[float, float]]()
-    for name, number, system in sized:
-        total = system.shared + number * system.per_task[1]
-        row = [name, _seeds(system), f"{system.shared:,}", _size(system), f"{total:,}"]
-        delta = ""
-        if system is not largest and largest is not None:
+    bars, said, missing = {}, [], []
+    points: list[tuple[float, float]] = []
+    for method, name in question["rows"].items():
+        if method not in numbers:
+            missing.append(str(name))
+            cells.append([str(name), _MISSING, "", "", "", "", ""])
+            continue
+        number, system = numbers[method], found[method]
+        total, delta = system.shared + number * system.per_task[1], ""
+        if largest is not None and method != top:
             difference, _ = system.difference(largest)
             delta = difference.text("+")
-            bars[name] = difference
+            bars[str(name)] = difference
             points.append((math.log2(max(number, 1)), difference.value))
             said.append(f"{name}: {_verdict(difference)}")
-        cells.append([*row, system.mean(sorted(system.rates)).text(), delta])
+        row = [str(name), _seeds(system), f"{system.shared:,}", _size(system)]
+        mean = system.mean(sorted(system.rates)).text()
+        cells.append([*row, f"{total:,}", mean, delta])
     answer = _NOTHING
     if largest is not None and said:
         own = largest.per_task[1]
@@ -311,7 +313,7 @@ def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
             f"{'; of '.join(said)}. A thousand tasks would have {largest.shared:,} "
             f"shared parameters and {1000 * own:,} of their own."
         )
-        if len(points) > 1:
+        if len(points) > 2:
             answer += (
                 f" With each doubling of the number, the difference changes by "
                 f"{_slope(points):+.2f} points (least squares)."
