@@ -77,6 +77,8 @@ def test_help_lists_options_with_their_defaults():
         (["stage"], "unexpected argument 'stage'"),
         (["--stage"], "option '--stage' needs a value"),
         (["--stage", "two"], "--stage must be a whole number"),
+        (["--speed_perturb_factors", "1.1 3"], "numbers from 0.5 to 2"),
+        (["--speed_perturb_factors", "0.9,1.1"], "not '0.9,1.1'"),
         (["--skip_train", "yes"], "--skip_train must be true or false"),
         (["--method", "magic"], "no method 'magic'; there are: hra residual"),
         (["--method", "none", "--asr_args", "--max_epoch 2"], "none adapts nothing"),

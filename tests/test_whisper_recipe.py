@@ -203,8 +203,21 @@ def test_a_whole_run(tmp_path, recipe):  # noqa: F811
     }
     assert saved["pretrained_model"] == f"whisper:{path}"
     assert saved["text_prefix"] == " "
+    speeds = [1.0, "speed_perturb"]
+    assert saved["preprocessor_conf"] == {
+        **saved["preprocessor_conf"],
+        "fs": 16_000,
+        "data_aug_prob": 1.0,
+        "data_aug_effects": [[*speeds, {"factor": f}] for f in (0.9, 1.0, 1.1)],
+    }
     again = run(*options, script=recipe / "run.sh", env=env)
     assert again.returncode == 0 and not stages_that_ran(again)
+    # At its own speed is another training, and nothing else changes.
+    options += ["--speed_perturb_factors", "none"]
+    other = run(*options, script=recipe / "run.sh", env=env)
+    assert other.returncode == 0 and stages_that_ran(other) == [11, 12, 13]
+    saved = yaml.safe_load((exp / "config.yaml").read_text())
+    assert "data_aug_effects" not in saved["preprocessor_conf"]
 
 
 @pytest.mark.slow
@@ -228,6 +241,7 @@ def test_a_comparison_on_whisper(tmp_path, recipe, capsys):  # noqa: F811
         "corpus": "mini_an4",
         "pretrained_model": f"whisper:{path}",
         "expdir": "exp_toy",
+        "options": "--speed_perturb_factors '0.8 1.2'",
         "few_tasks": 1,
         "rates": {"lora": [0.001, 0.002]},
         "lengths": {"full_one": [1, 2]},
@@ -242,6 +256,9 @@ def test_a_comparison_on_whisper(tmp_path, recipe, capsys):  # noqa: F811
     page = (work / "RESULTS.md").read_text()
     assert "rate: error of tokens" in page and "## Lengths" in page
     assert "What is open" in page  # two rates have no inside
+    trained = yaml.safe_load(next(work.glob("asr_lora_*/config.yaml")).read_text())
+    effects = trained["preprocessor_conf"]["data_aug_effects"]
+    assert [effect[2] for effect in effects] == [{"factor": 0.8}, {"factor": 1.2}]
     rows = (work / "results.tsv").read_text()
     assert "\nlora_shared_r1_x2\t" in rows
     assert quality.main([*words, "--list", "--", "--lang", "en"]) == 0

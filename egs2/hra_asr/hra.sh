@@ -14,7 +14,7 @@ usage='Usage: run.sh [--option value]...
 Adapts a frozen ESPnet recogniser to several tasks (voices, languages, domains) and
 writes the error rates per task to exp/CORPUS/RESULTS.md and results.tsv.
 
-Stages: 1 data, 2 speed perturbation (not used), 3 format wav.scp, 4 validation,
+Stages: 1 data, 2 speed perturbation (done in 11), 3 format wav.scp, 4 validation,
 5 token list, 6 statistics of the backbone, 7 training of the backbone, 8 choice of
 the backbone, 9 decoding with the frozen backbone, 10 statistics, 11 adaptation,
 12 decoding, 13 scoring, 14 packing, 15 upload to Hugging Face.
@@ -53,6 +53,7 @@ option asr_tag "" "name of the adaptation's folder (default: made of the above)"
 option inference_config "" "decoding (default: conf/decode_greedy.yaml, conf/whisper/decode_beam.yaml)"
 option inference_args "" "more options for decoding"
 option inference_model "" "the checkpoint to decode with (default: the best one)"
+option speed_perturb_factors "" "speeds at which training hears speech, \"0.9 1.0 1.1\" (default: these for Whisper), or none"
 option autocast auto "mixed precision in training: none, bfloat16, or auto"
 option seed 1 "the seed of the adaptation"
 option lang "" "for Whisper, the language of all data (default: utt2lang's, or what it hears)"
@@ -244,6 +245,23 @@ elif [ -z "${asr_config}" ]; then
 fi
 if [[ " ${asr_args}" == *" adapter="* ]]; then
     usage_error "--asr_args cannot choose the adapter: use --method or --asr_config"
+fi
+if [ -z "${speed_perturb_factors}" ]; then
+    speed_perturb_factors=none
+    # At another speed, a voice is like another's: not where tasks tell speakers.
+    if [ "${configs}" = conf/whisper ] && [ -z "${classify}" ]; then
+        speed_perturb_factors="0.9 1.0 1.1"
+    fi
+fi
+speeds=()
+if [ "${speed_perturb_factors}" != none ]; then
+    read -r -a speeds <<<"${speed_perturb_factors}"
+    for factor in "${speeds[@]}"; do
+        if [[ ! ${factor} =~ ^(0\.[5-9][0-9]*|1(\.[0-9]+)?|2(\.0+)?)$ ]]; then
+            usage_error "--speed_perturb_factors must be none, or numbers from 0.5 to 2" \
+                "like \"0.9 1.0 1.1\", not '${speed_perturb_factors}'"
+        fi
+    done
 fi
 if [ "${regime}" = new_task ]; then
     if [ -z "${init_adapter}" ]; then
@@ -972,7 +990,7 @@ stage_10() {
 }
 
 stage_11() {
-    local options=() base=${base_model} listed=${task_list}
+    local options=() base=${base_model} listed=${task_list} effects
     if [ "${#label_names[@]}" -gt 0 ]; then
         listed=${dump}/raw/records
     fi
@@ -988,6 +1006,12 @@ stage_11() {
     if "${whisper}"; then
         options+=(--spelled_numbers "$("${prepare_python}" local/spelled_numbers.py \
             --text "${dump}/train/text" --utt2task "${dump}/train/utt2task")")
+    fi
+    if [ "${#speeds[@]}" -gt 0 ]; then
+        # ESPnet's augmentation: each utterance at one of them, drawn anew each time.
+        effects=$(printf ',[1.0,speed_perturb,{factor: %s}]' "${speeds[@]}")
+        options+=(--preprocessor_conf "fs=${fs}" --preprocessor_conf data_aug_prob=1.0
+            --preprocessor_conf "data_aug_effects=[${effects:1}]")
     fi
     if [[ ${pretrained_model} == whisper:* ]]; then
         base=${pretrained_model} # by its name, which is the same on every machine
@@ -1363,7 +1387,7 @@ if wanted 11; then
     mapfile -t key < <(contents_of "${dump}" train dev)
     key=$(digest 11 "${key[@]}" "${base_digest}" "@${asr_config}" "${asr_args}" \
         "${method}" "${regime}" "${init_adapter:+@${init_adapter}}" "${autocast}" \
-        "${seed}" "${told[@]}")
+        "${seed}" "${told[@]}" "${speeds[@]}")
     updates_per_epoch=$(number_of num_iters_per_epoch "${asr_config}" "${asr_words[@]}")
     keep_training 11 "${asr_tag}" "${asr_exp}" "${key}"
     run_stage 11 "Adaptation" "${asr_tag}" "${key}" progress stage_11 \

@@ -69,6 +69,7 @@ _SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "corpus": (lambda value: isinstance(value, str), "a name"),
     "pretrained_model": (lambda value: isinstance(value, str), "a model"),
+    "options": (lambda value: isinstance(value, str), "options of run.sh for all runs"),
     "expdir": (lambda value: isinstance(value, str), "a folder in the recipe's"),
     "reference": (lambda value: isinstance(value, str), "the name of a method"),
     "few_tasks": (_is_few, "a list of tasks, or how many"),

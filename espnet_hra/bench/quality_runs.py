@@ -318,9 +318,10 @@ class Comparison:
         """Run the recipe with these options and those of the plan."""
         model = self.plan.get("pretrained_model")
         base = () if model is None else ("--pretrained_model", model)
+        all_runs = shlex.split(self.plan.get("options", ""))
         self._run(
             *("bash", "run.sh", "--corpus", self.corpus, "--expdir", str(self.expdir)),
-            *(*base, *options, *self.options),
+            *(*base, *all_runs, *options, *self.options),
         )
 
     def _program(self, *words: str) -> None:
