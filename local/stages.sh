@@ -355,7 +355,7 @@ follow() {
                 printf '    %s\n' "${line#*INFO: }"
                 continue
                 ;;
-            *": moved to "*)
+            *": moved to "* | "train: left out"*)
                 printf '    %s\n' "${line}"
                 continue
                 ;;

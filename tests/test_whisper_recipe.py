@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 import yaml
 from test_recipe import recipe, run, stages_that_ran  # noqa: F401
@@ -173,15 +174,20 @@ def test_a_frozen_whisper_hears_windows_of_the_length_that_is_asked_for(tmp_path
         assert out.size(1) == frames and lengths.tolist() == [50 * seconds]
 
 
+def toy() -> torch.nn.Module:
+    """A Whisper of a few numbers, which hears noise."""
+    from test_whisper_weights import TOY, dataclasses
+
+    torch.manual_seed(0)
+    model = whisper.Whisper(whisper.ModelDimensions(**dataclasses.asdict(TOY)))
+    torch.nn.init.normal_(model.decoder.positional_embedding)
+    return model
+
+
 @pytest.mark.shows(encoder="whisper", objective="attention", entrance="recipe")
 @pytest.mark.slow
 def test_a_whole_run(tmp_path, recipe):  # noqa: F811
-    torch.manual_seed(0)
-    from test_whisper_weights import TOY, dataclasses
-
-    model = whisper.Whisper(whisper.ModelDimensions(**dataclasses.asdict(TOY)))
-    torch.nn.init.normal_(model.decoder.positional_embedding)
-    path = openai(tmp_path, model.state_dict())
+    path = openai(tmp_path, toy().state_dict())
     options = ["--python", sys.executable, "--corpus", "mini_an4"]
     options += ["--pretrained_model", f"whisper:{path}", "--expdir", tmp_path / "exp"]
     options += ["--asr_args", "--max_epoch 1 --num_iters_per_epoch 2"]
@@ -215,23 +221,52 @@ def test_a_whole_run(tmp_path, recipe):  # noqa: F811
     # At its own speed is another training, and nothing else changes.
     options += ["--speed_perturb_factors", "none"]
     other = run(*options, script=recipe / "run.sh", env=env)
-    assert other.returncode == 0 and stages_that_ran(other) == [11, 12, 13]
+    assert other.returncode == 0 and {11, 12} <= set(stages_that_ran(other))
     saved = yaml.safe_load((exp / "config.yaml").read_text())
     assert "data_aug_effects" not in saved["preprocessor_conf"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seconds, code", [([2, 28], 0), ([28], 1)])
+def test_speech_that_is_too_long_when_slow_is_left_out(tmp_path, recipe, seconds, code):  # noqa: F811
+    path = openai(tmp_path, toy().state_dict())
+    lengths = {"train": seconds, "dev": [1], "test": [1.5]}
+    for split, folder in ((s, tmp_path / "voices" / s) for s in lengths):
+        folder.mkdir(parents=True)
+        names = [f"a-{split}{i}" for i in range(len(lengths[split]))]
+        for name, length in zip(names, lengths[split]):
+            noise = torch.randn(int(16_000 * length)).numpy() / 10
+            soundfile.write(folder / f"{name}.wav", noise, 16_000)
+        for file, value in (
+            ("wav.scp", f"{folder}/{{}}.wav"),
+            ("text", f"to {split} {{}}"),
+            ("utt2spk", "a"),
+            ("utt2lang", "en"),
+        ):
+            lines = [f"{name} {value.format(name)}\n" for name in names]
+            (folder / file).write_text("".join(lines))
+    done = run(
+        *("--python", sys.executable, "--corpus", tmp_path / "voices"),
+        *("--pretrained_model", f"whisper:{path}", "--expdir", tmp_path / "exp"),
+        *("--asr_args", "--max_epoch 1 --num_iters_per_epoch 1"),
+        *("--skip_stages", "9", "--stop_stage", "11"),
+        script=recipe / "run.sh",
+        env={"HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "more at 0.9 of their speed (--speed_perturb_factors none): 1" in done.stdout
+    if code:
+        said = done.stdout + done.stderr
+        assert "nothing is left to train on: give --speed_perturb_factors none" in said
+
+
+@pytest.mark.slow
 def test_a_comparison_on_whisper(tmp_path, recipe, capsys):  # noqa: F811
     """The plan's parts, on a toy: judged by tokens, variants of its folder, resumed."""
-    from test_whisper_weights import TOY, dataclasses
-
     from espnet_hra.bench import quality
 
     pytest.importorskip("peft")
-    torch.manual_seed(0)
-    model = whisper.Whisper(whisper.ModelDimensions(**dataclasses.asdict(TOY)))
-    torch.nn.init.normal_(model.decoder.positional_embedding)
-    path = openai(tmp_path, model.state_dict())
+    path = openai(tmp_path, toy().state_dict())
     conf = recipe / "conf" / "whisper"
     for file in conf.glob("train_*.yaml"):
         config = yaml.safe_load(file.read_text())

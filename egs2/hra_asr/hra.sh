@@ -990,7 +990,7 @@ stage_10() {
 }
 
 stage_11() {
-    local options=() base=${base_model} listed=${task_list} effects
+    local options=() base=${base_model} listed=${task_list} effects slowest count train_shapes=
     if [ "${#label_names[@]}" -gt 0 ]; then
         listed=${dump}/raw/records
     fi
@@ -1012,6 +1012,21 @@ stage_11() {
         effects=$(printf ',[1.0,speed_perturb,{factor: %s}]' "${speeds[@]}")
         options+=(--preprocessor_conf "fs=${fs}" --preprocessor_conf data_aug_prob=1.0
             --preprocessor_conf "data_aug_effects=[${effects:1}]")
+        if "${whisper}"; then
+            slowest=$(printf '%s\n' "${speeds[@]}" | sort -n | head -n 1)
+            train_shapes=${work}/logs/train_shapes
+            awk -v slowest="${slowest}" '$2 <= 480000 * slowest' \
+                "${dump}/train/speech_shape" >"${train_shapes}"
+            count=$(comm -23 <(sort "${dump}/train/speech_shape") <(sort "${train_shapes}") |
+                wc -l)
+            if [ "${count}" -gt 0 ]; then
+                echo "train: left out, as Whisper hears 30 s and they take more at" \
+                    "${slowest} of their speed (--speed_perturb_factors none): ${count}"
+            fi
+            if [ ! -s "${train_shapes}" ]; then
+                fail "nothing is left to train on: give --speed_perturb_factors none"
+            fi
+        fi
     fi
     if [[ ${pretrained_model} == whisper:* ]]; then
         base=${pretrained_model} # by its name, which is the same on every machine
