@@ -379,6 +379,8 @@ def test_what_has_its_rows_is_done(tmp_path):
         ("lengths: {hra: [3]}", "name the tasks for them, .*few_tasks: .A, B., or say"),
         ("{few_tasks: 0}", "few_tasks: 0: expected a list of tasks, or how many"),
         ("{few_tasks: 2, lengths: {hra: [0]}}", "expected CONFIG: .TIMES, ...., whole"),
+        ("options: --seed 2", "options: '--seed 2': expected options of run.sh"),
+        ("options: [--seed, '2']", "--seed: the plan decides on that for each run"),
         ("expdir: 3", "expdir: 3: expected a folder"),
         ("{few_tasks: [a], choices: {config: hra}}", "expected config: CONFIG, seeds"),
         ("forgetting: {adapted: hra}", "expected adapted: CONFIG, full: CONFIG"),

@@ -276,7 +276,7 @@ def test_a_comparison_on_whisper(tmp_path, recipe, capsys):  # noqa: F811
         "corpus": "mini_an4",
         "pretrained_model": f"whisper:{path}",
         "expdir": "exp_toy",
-        "options": "--speed_perturb_factors '0.8 1.2'",
+        "options": ["--speed_perturb_factors", "0.8 1.2"],
         "few_tasks": 1,
         "rates": {"lora": [0.001, 0.002]},
         "lengths": {"full_one": [1, 2]},

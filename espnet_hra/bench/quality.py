@@ -114,13 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = read_yaml(path, BenchError)
     expdir = (args.expdir or recipe / str(plan.get("expdir", "exp"))).resolve()
     options = [word for word in args.options if word != "--"]
-    for word in options:
+    comparison = Comparison(recipe, plan, options, expdir)
+    for word in comparison.options:
         if word.partition("=")[0] in _OF_THE_PLAN:
             raise BenchError(
                 f"{word}: the plan decides on that for each run; give one of your own "
                 f"with --plan (this one: {path})"
             )
-    comparison = Comparison(recipe, plan, options, expdir)
     steps = comparison.steps(args.parts)
     names = {step.name for step in steps}
     missing = sorted(set(args.only or ()) - names)

@@ -41,6 +41,10 @@ def _is_forgetting(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"adapted", "full"}
 
 
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
 def _is_few(value: Any) -> bool:
     return isinstance(value, list) or (type(value) is int and value > 0)
 
@@ -69,7 +73,7 @@ _SEEDS = (lambda value: _numbers(value, int), "CONFIG: [SEED, ...]")
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "corpus": (lambda value: isinstance(value, str), "a name"),
     "pretrained_model": (lambda value: isinstance(value, str), "a model"),
-    "options": (lambda value: isinstance(value, str), "options of run.sh for all runs"),
+    "options": (_is_words, "options of run.sh for all runs, [--KEY, VALUE, ...]"),
     "expdir": (lambda value: isinstance(value, str), "a folder in the recipe's"),
     "reference": (lambda value: isinstance(value, str), "the name of a method"),
     "few_tasks": (_is_few, "a list of tasks, or how many"),

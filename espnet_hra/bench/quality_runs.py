@@ -59,7 +59,8 @@ class Comparison:
         expdir: Path,
     ):
         check_plan(plan)
-        self.recipe, self.plan, self.options = recipe, plan, list(options)
+        self.recipe, self.plan = recipe, plan
+        self.options = [*plan.get("options", ()), *options]
         self.corpus = plan.get("corpus", "debian_voices")
         self.expdir = expdir
         self.work = expdir / self.corpus
@@ -318,10 +319,9 @@ class Comparison:
         """Run the recipe with these options and those of the plan."""
         model = self.plan.get("pretrained_model")
         base = () if model is None else ("--pretrained_model", model)
-        all_runs = shlex.split(self.plan.get("options", ""))
         self._run(
             *("bash", "run.sh", "--corpus", self.corpus, "--expdir", str(self.expdir)),
-            *(*base, *all_runs, *options, *self.options),
+            *(*base, *options, *self.options),
         )
 
     def _program(self, *words: str) -> None:
