@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from adaptations import make_adaptation, texts, waves
+from small_encoders import as_if_trained
 
 import espnet_hra
 from espnet_hra.commands import diagnose as command
@@ -255,6 +256,30 @@ def test_a_task_that_brings_nothing_is_named():
     before, after, change = found.gains["a"].rates()
     assert (before.value, after.value) == (pytest.approx(400 / 7), 0.0)
     assert change.low == change.high == pytest.approx(-400 / 7)
+
+
+def test_a_task_of_labels_is_judged_by_its_labels(base, speech, tmp_path):
+    lang = {"name": "lang", "head": "classify", "labels": ["en", "fr", "it"]}
+    path = make_adaptation(tmp_path / "exp", base, ["female", lang])
+    speech2text = opened(path)
+    as_if_trained(speech2text.asr_model.encoder)
+    tasks = ["female", "lang"]
+    told = [speech2text(wave, task="lang")[0][0] for wave in speech]
+    other = next(label for label in lang["labels"] if label != told[1])
+    heard = [Heard(speech[0], tasks, told[0]), Heard(speech[1], tasks, other)]
+    found = diagnose(speech2text, heard)
+    assert found.labels == {"lang": [True, False]} and list(found.gains) == ["female"]
+    head, female, line = diagnosis.task_rows(found)
+    assert (head[-1], female[-1], line[-1]) == ("wrong labels", "", "1 of 2")
+    assert diagnosis.as_data(found)["tasks"]["lang"]["labels"] == {
+        "told": 2,
+        "wrong": 1,
+    }
+    assert all(value > 0 for value in column(found, "gradient", "lang"))
+    # Of what is none of its labels, it cannot be said whether it was told rightly.
+    found = diagnose(speech2text, [Heard(speech[0], ["lang"], "a sentence")])
+    assert not found.labels and not found.gains
+    assert "gradient" not in diagnosis.rows(found)[0]
 
 
 def test_one_utterance_has_no_interval():

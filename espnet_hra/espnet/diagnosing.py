@@ -13,6 +13,7 @@ import torch
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.watching import ENCODER, Step, layer_outputs, watching
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet.classifying import Labels
 from espnet_hra.espnet.model import DATA_NAME
 from espnet_hra.espnet.task import espnet_task
 from espnet_hra.report.diagnosis import GATE_END, Diagnosis, Gain, Layer
@@ -68,6 +69,9 @@ def diagnose(
         _read(speech2text, encoder, heard, found, decode)
         if gradients and heard.text:
             for name in heard.tasks:
+                labels = encoder.labels_of(name)
+                if labels and heard.text not in labels:
+                    continue
                 with _readable(speech2text.model):
                     _follow_back(speech2text, heard, name, found.tasks[name])
     return found
@@ -111,7 +115,13 @@ def _read(
         with torch.no_grad(), watching(encoder, tell):
             after = text_of(name)
         found.utterances[name] = found.utterances.get(name, 0) + 1
-        if decode and heard.text is not None:
+        if not decode or heard.text is None:
+            continue
+        labels = encoder.labels_of(name)
+        if labels:  # the base tells none: there is no rate without the task
+            if heard.text in labels:
+                found.labels.setdefault(name, []).append(after == heard.text)
+        else:
             gain = found.gains.setdefault(name, Gain())
             gain.before.append(count_errors([(heard.text, before)]))
             gain.after.append(count_errors([(heard.text, after)]))
@@ -208,8 +218,9 @@ def _batch(speech2text: Any, heard: Heard, name: str) -> dict[str, torch.Tensor]
     language = reader.language_of(name) if reader is not None else None
     if language is not None:
         args.languages = {**(getattr(args, "languages", None) or {}), name: language}
-    builder = espnet_task("asr")
+    builder, labels = espnet_task("asr"), speech2text.model.encoder.labels_of(name)
     preprocess: Any = builder.build_preprocess_fn(args, False)
+    preprocess = Labels(preprocess, {name: labels} if labels else {})
     data = {"speech": heard.wave, "text": heard.text or "", DATA_NAME: name}
     made = preprocess("utterance", data)
     device = speech2text.device

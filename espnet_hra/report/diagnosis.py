@@ -199,12 +199,15 @@ class Diagnosis:
         gains: For each task with known texts what it brings.
         controller: The controller's name; "" of methods without one.
         utterances: How many each task has heard.
+        labels: For each task that tells labels, of each utterance whose label is known
+            whether it told that one.
     """
 
     tasks: dict[str, dict[Place, Layer]] = field(default_factory=dict)
     gains: dict[str, Gain] = field(default_factory=dict)
     controller: str = ""
     utterances: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, list[bool]] = field(default_factory=dict)
 
     @property
     def places(self) -> list[Place]:
@@ -273,6 +276,8 @@ def task_rows(found: Diagnosis) -> list[list[str]]:
     cells = [["task", "utterances", "mean change", "largest change", "at"]]
     if found.gains:
         cells[0] += ["CER without", "CER with", "difference"]
+    if found.labels:
+        cells[0].append("wrong labels")
     for name, layers in found.tasks.items():
         known = {p: one.change for p, one in layers.items() if one.change >= 0}
         most = max(known, key=lambda p: known[p], default=None)
@@ -288,6 +293,11 @@ def task_rows(found: Diagnosis) -> list[list[str]]:
             line += [before.text(), after.text(), change.text("+")]
         elif found.gains:
             line += ["", "", ""]
+        told = found.labels.get(name, [])
+        if told:
+            line.append(f"{told.count(False)} of {len(told)}")
+        elif found.labels:
+            line.append("")
         cells.append(line)
     return cells
 
@@ -475,6 +485,8 @@ def as_data(found: Diagnosis) -> dict[str, Any]:
             "with": after.value,
             "difference": [change.value, *_known(change.low, change.high)],
         }
+    for name, told in found.labels.items():
+        data["tasks"][name]["labels"] = {"told": len(told), "wrong": told.count(False)}
     return data
 
 
