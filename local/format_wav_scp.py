@@ -5,26 +5,30 @@ What is mono FLAC or WAV of the rate wanted (--fs) is named where it lies; all e
 converted to FLAC, segments are cut, and commands are run (with --run_pipes true): it is
 `espnet-hra format` for the recipe's sets and tasks. With --classify lang, utterances
 stand there once more, as those of the task lang, with labels in utt2lang as texts.
-Audio that cannot be read keeps its place in the list: the validation that follows
-reports it together with everything else that is bad.
+With --train_utterances 3, each task keeps three of the set train; a larger number keeps
+those of a smaller one, too. Audio that cannot be read keeps
+its place in the list: the validation that follows reports it together with everything
+else that is bad.
 """
 
 import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from espnet_hra.data.audio import SAMPLE_RATE
 from espnet_hra.data.intake import make_plain, read_pieces, some_failures, stamp
-from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.data.lists import nested, read_entries, write_lists
 from espnet_hra.names import check_task_name
 from espnet_hra.tasks.config import CLASSIFY
 
 from corpus import CorpusError, one_line
 
+#: The set whose utterances --train_utterances counts.
+TRAIN = "train"
 COLUMNS = ("text", "utt2spk", "utt2task")
 
 
@@ -129,6 +133,22 @@ def add_labels(
     return copies, unknown
 
 
+def some_of_each(
+    ids: Sequence[str], tasks: Mapping[str, str], number: int
+) -> list[str]:
+    """So many utterances of each task, spread over its own; all of one that has fewer.
+
+    Args:
+        ids: The utterances, in order.
+        tasks: The task of each.
+        number: How many of a task.
+    """
+    of: dict[str, list[str]] = {}
+    for utt_id in ids:
+        of.setdefault(tasks[utt_id], []).append(utt_id)
+    return sorted(utt_id for own in of.values() for utt_id in nested(own, number))
+
+
 def format_set(
     data: Path,
     dump: Path,
@@ -139,6 +159,7 @@ def format_set(
     run_pipes: bool = False,
     moved: Sequence[str] = (),
     labels: Labels | None = None,
+    most: int | None = None,
 ) -> str:
     """Write one data folder.
 
@@ -153,6 +174,7 @@ def format_set(
         moved: Folders that have moved, each with its first place behind it: files have
             the stamps that they had there.
         labels: The tasks that tell labels.
+        most: How many utterances of a task to keep, None for all.
 
     Returns:
         A line that says what was done.
@@ -176,6 +198,8 @@ def format_set(
                 f"{data} has no task {', '.join(unknown)}; it has: {', '.join(known)}"
             )
         ids = [utt_id for utt_id in ids if columns["utt2task"][utt_id] in tasks]
+    if most is not None:
+        ids = some_of_each(ids, columns["utt2task"], most)
     made = make_plain({utt_id: pieces[utt_id] for utt_id in ids}, audio, rate, nj)
     for line in some_failures(made.failures):
         print(f"warning: {line}", file=sys.stderr, flush=True)
@@ -217,6 +241,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sets", nargs="+", required=True, help="the data sets")
     parser.add_argument("--tasks", nargs="*", help="the tasks to keep (default: all)")
+    parser.add_argument(
+        "--train_utterances",
+        type=int,
+        metavar="N",
+        help=f"so many utterances of each task in {TRAIN} (default: all)",
+    )
     parser.add_argument(
         "--classify",
         nargs="*",
@@ -282,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.run_pipes == "true",
                 args.moved,
                 labels if name in args.sets else None,
+                args.train_utterances if name == TRAIN else None,
             )
             print(line, flush=True)
         if labels.tasks:

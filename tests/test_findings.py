@@ -48,7 +48,7 @@ def comparison(tmp_path):
     plan = {
         "corpus": "c",
         "counts": {"config": "hra", "numbers": [1, 2]},
-        "newcomers": {"config": "hra", "after": [0, 2], "new": 1},
+        "newcomers": {"config": "hra", "after": [0, 2], "new": 1, "utterances": [3]},
         "each": {"config": "full", "seeds": [1], "tasks": 3, "together": 2},
     }
     made = Comparison(RECIPE, plan, [], tmp_path)
@@ -79,17 +79,24 @@ def test_trainings_of_so_many_tasks_are_runs_of_the_recipe(comparison, monkeypat
         step.run()
     assert not (work / "asr_full_2_seed1" / "latest.pth").exists()
     told = [dict(zip(words[::2], words[1::2])) for words in runs]
-    assert [one["--tasks"] for one in told] == ["a", "a c", "a", "b d", "a", "b"]
+    assert [one["--tasks"] for one in told] == [
+        *("a", "a c", "a", "b d", "a", "b d", "a", "b"),
+    ]
     # A task hears as much: 640,000 samples are for all four.
     bins = [one["--asr_args"] for one in told]
     assert bins[:2] == ["--batch_bins 160000", "--batch_bins 320000"]
-    assert bins[5] == "--batch_bins 640000"  # those of its file
+    assert bins[-1] == "--batch_bins 640000"  # those of its file
     # New ones come after others, whose controller they take.
     assert told[3]["--stop_stage"] == "11" and "--regime" not in told[2]
     assert told[4]["--regime"] == "new_task"
     assert told[4]["--init_adapter"] == str(best)
+    # And once more with few utterances of each.
+    assert "--train_utterances" not in told[4]
+    few = {"--train_utterances": "3", "--asr_tag": "hra_after2_train3_seed1"}
+    assert told[6] == {**told[4], **few}
     names = [words[words.index("--method") + 1] for words in scores]
-    assert names == ["hra_n1", "hra_n2", "hra_after0", "hra_after2", "full"]
+    after = ["hra_after0", "hra_after2", "hra_after2_train3"]
+    assert names == ["hra_n1", "hra_n2", *after, "full"]
     lines = (work / "asr_hra_n2_seed1" / "references" / "test").read_text()
     assert lines == "ua x\nuc x\n"
     rows = [Row("hra_n2", t, "test", 1, 1, 1, 1, 1, 1.0, 1.0) for t in "ac"]
@@ -97,6 +104,7 @@ def test_trainings_of_so_many_tasks_are_runs_of_the_recipe(comparison, monkeypat
     assert [step.is_done() for step in comparison.steps()] == [
         False,
         True,
+        False,
         False,
         False,
         False,
@@ -110,6 +118,10 @@ def test_trainings_of_so_many_tasks_are_runs_of_the_recipe(comparison, monkeypat
         ({"counts": {"config": "hra", "numbers": ["2"]}}, "expected config: CONFIG"),
         ({"newcomers": {"config": "hra", "after": [1]}}, "after: .*new: HOW_MANY"),
         ({"newcomers": {"config": "hra", "after": [1], "new": 0}}, "new: HOW_MANY"),
+        (
+            {"newcomers": {"config": "hra", "after": [1], "new": 1, "utterances": [0]}},
+            "utterances: ",
+        ),
         ({"each": {"config": "full", "seeds": [1], "tasks": 3}}, "together: HOW_MANY"),
         ({"counts": {"config": "x", "numbers": [1]}}, "names x: there is neither"),
     ],

@@ -15,6 +15,7 @@ import soundfile
 import soxr
 
 from espnet_hra import cli
+from espnet_hra.data.lists import read_entries
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "egs2" / "hra_asr"
@@ -79,6 +80,8 @@ def test_help_lists_options_with_their_defaults():
         (["--stage", "two"], "--stage must be a whole number"),
         (["--speed_perturb_factors", "1.1 3"], "numbers from 0.5 to 2"),
         (["--speed_perturb_factors", "0.9,1.1"], "not '0.9,1.1'"),
+        (["--train_utterances", "0"], "a number from 1 on, not '0'"),
+        (["--train_utterances", "few"], "a number from 1 on, not 'few'"),
         (["--skip_train", "yes"], "--skip_train must be true or false"),
         (["--method", "magic"], "no method 'magic'; there are: hra residual"),
         (["--method", "none", "--asr_args", "--max_epoch 2"], "none adapts nothing"),
@@ -129,6 +132,8 @@ def configs(tmp_path_factory) -> Path:
         (["--asr_config", "train_hra_x.yaml"], "hra_x"),
         (["--tasks", "male"], "hra_tasks-male"),
         (["--tasks", "male female male"], "hra_tasks-2-"),
+        (["--train_utterances", "3"], "hra_train-3"),
+        (["--tasks", "male", "--train_utterances", "3"], "hra_tasks-male_train-3"),
         (["--method", "none", "--tasks", "male"], "none"),
         ([], "hra"),
     ],
@@ -207,6 +212,20 @@ def test_some_of_the_tasks_are_data_of_their_own(recipe, base, tmp_path):
     assert (work / "dump" / "tasks").read_text() == "female\nmale\n"
     for some in (["--tasks", "male"], []):
         assert stages_that_ran(run(*options, *some, script=script)) == []
+
+    # So is a part of the sentences: few of each task, of which fewer are a part.
+    kept = {}
+    for number in (1, 2):
+        done = run(*options, "--train_utterances", number, script=script)
+        assert stages_that_ran(done) == [8, 3, 4]
+        dump = work / f"dump_train-{number}"
+        of = read_entries(dump / "train" / "utt2task")
+        assert sorted(of.values()) == ["female"] * number + ["male"] * number
+        kept[number] = set(of)
+        for name in ("dev", "test"):
+            whole = (work / "dump" / name / "text").read_text()
+            assert (dump / name / "text").read_text() == whole
+    assert kept[1] < kept[2] < set(read_entries(work / "dump" / "train" / "utt2task"))
 
     # A failure names the log, keeps no mark and is tried again.
     done = run(*options, "--tasks", "male opera", script=script, cwd=tmp_path)

@@ -38,6 +38,7 @@ option expdir "" "where all else goes (default: exp in the recipe's folder)"
 option python python3 "the Python with ESPnet"
 option corpus debian_voices "debian_voices, mini_an4, a corpus of db.sh, or a folder"
 option tasks "" "the tasks, e.g. \"fr_june it_carlo\" (default: all)"
+option train_utterances "" "so many training utterances of each task, e.g. 3 (default: all)"
 option classify "" "tasks that tell labels: \"lang spk\" those of utt2lang and utt2spk"
 option clean_text "" "fit texts to the tokens: auto (default for your data) or none"
 option method "" "hra, residual, lora, lily, road, prompt, bitfit, full, none (default: asr_config's, hra)"
@@ -72,6 +73,9 @@ parse_options "$@"
 check_number stage stop_stage ngpu nj inference_nj seed frozen_seconds
 check_boolean skip_data_prep skip_train skip_eval skip_packing skip_upload_hf skip_bad run_pipes \
     allow_changed
+if [ -n "${train_utterances}" ] && [[ ! ${train_utterances} =~ ^[1-9][0-9]*$ ]]; then
+    usage_error "--train_utterances must be a number from 1 on, not '${train_utterances}'"
+fi
 for number in ${skip_stages}; do
     if [[ ! ${number} =~ ^[0-9]+$ ]]; then
         usage_error "--skip_stages must be numbers, not '${number}'"
@@ -336,7 +340,8 @@ if [ -z "${clean_text}" ]; then
     fi
 fi
 
-# Some of the tasks are data of their own, and adaptations of their own.
+# Some of the tasks, or of their sentences, are data of their own, and adaptations of
+# their own.
 subset=
 if [ "${#task_names[@]}" -gt 0 ]; then
     mapfile -t task_names < <(printf '%s\n' "${task_names[@]}" | sort -u)
@@ -345,6 +350,9 @@ if [ "${#task_names[@]}" -gt 0 ]; then
         subset=${#task_names[@]}-$(digest "${task_names[@]}" | cut -c 1-6)
     fi
     subset=tasks-${subset//[^A-Za-z0-9._-]/_}
+fi
+if [ -n "${train_utterances}" ]; then
+    subset=${subset:+${subset}_}train-${train_utterances}
 fi
 if [ "${#label_names[@]}" -gt 0 ]; then
     mapfile -t label_names < <(printf '%s\n' "${label_names[@]}" | sort -u)
@@ -413,6 +421,7 @@ if "${train_backbone}" && [ -n "${subset}" ]; then
     if [ "${stage}" -le 8 ] && ! { "${skip_data_prep}" && "${skip_train}"; }; then
         echo "The backbone is trained on all tasks:"
         (cd -- "${start_dir}" && bash "${OLDPWD}/hra.sh" "$@" --tasks "" --classify "" \
+            --train_utterances "" \
             --stop_stage "$((stop_stage < 8 ? stop_stage : 8))")
         if [ ! -f "${backbone_file}" ]; then
             echo "Its stages come before all that concerns ${subset}"
@@ -708,6 +717,9 @@ stage_3() {
     local options=() set
     if [ "${#task_names[@]}" -gt 0 ]; then
         options+=(--tasks "${task_names[@]}")
+    fi
+    if [ -n "${train_utterances}" ]; then
+        options+=(--train_utterances "${train_utterances}")
     fi
     if [ "${#all_sets[@]}" -gt "${#task_sets[@]}" ]; then
         options+=(--all_tasks "${all_sets[@]:${#task_sets[@]}}")
@@ -1297,6 +1309,9 @@ if wanted 3; then
             files_of "@${corpus}" "utt2${item}" . "${task_sets[@]}"
         done)
         key+=(classify "${label_names[@]}" "${lists[@]}")
+    fi
+    if [ -n "${train_utterances}" ]; then
+        key+=(train "${train_utterances}")
     fi
     key=$(digest 3 "${key[@]}" "${tasks}" "${all_sets[*]}")
     run_stage 3 "Format wav.scp" "${subset:--}" "${key}" all stage_3 "${outputs[@]}" \

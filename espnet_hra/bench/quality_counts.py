@@ -11,6 +11,7 @@ Three parts of a plan::
         seeds: [1]
         after: [0, 1, 2]    # 0: the controller is trained with the new ones alone
         new: 2              # how many are held out, the same for all
+        utterances: [1, 3]  # besides: after the most others, so many of each new one
     each:                   # some tasks, of a method whose tasks share nothing
         config: full_each
         seeds: [1]
@@ -20,7 +21,7 @@ Three parts of a plan::
 Tasks are spread over the list of all, and the more hold the fewer, so that differences
 are due to the number. A task hears as much whatever their number: batches are smaller
 in proportion (those of ``each`` are the configuration's). Rows are called ``hra_n5``,
-``hra_after5`` and ``full_each``.
+``hra_after5``, ``hra_after5_train3`` and ``full_each``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,22 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from espnet_hra.bench.quality_plan import Step, best_model, label_of, smaller_batch
-from espnet_hra.data.lists import read_entries, write_lists
+from espnet_hra.data.lists import nested, read_entries, write_lists
 
 _SPLITS = ("dev", "test")
-
-
-def nested(tasks: Sequence[str], number: int) -> list[str]:
-    """So many tasks of a list, spread over it; a larger number holds the smaller's.
-
-    Args:
-        tasks: All of them.
-        number: How many; at most all.
-    """
-    # Numbers with their bits in reverse visit a list evenly: halves, then quarters.
-    bits = max(len(tasks) - 1, 0).bit_length()
-    visited = (int(f"{i:0{bits}b}"[::-1] or "0", 2) for i in range(2**bits))
-    return [tasks[i] for i in visited if i < len(tasks)][:number]
 
 
 def counts(comparison: Any) -> Iterator[Step]:
@@ -58,8 +46,13 @@ def newcomers(comparison: Any) -> Iterator[Step]:
     """The steps of the part ``newcomers``."""
     part = comparison.plan.get("newcomers", {})
     for seed in part.get("seeds", [1]):
-        for number in part.get("after", ()):
+        after = part.get("after", ())
+        for number in after:
             yield _after(comparison, part["config"], seed, number, part["new"])
+        for some in part.get("utterances", ()):
+            yield _after(
+                comparison, part["config"], seed, max(after), part["new"], some
+            )
 
 
 def each(comparison: Any) -> Iterator[Step]:
@@ -84,8 +77,17 @@ def _count(comparison: Any, config: str, seed: int, number: int) -> Step:
     )
 
 
-def _after(comparison: Any, config: str, seed: int, number: int, new: int) -> Step:
+def _after(
+    comparison: Any,
+    config: str,
+    seed: int,
+    number: int,
+    new: int,
+    utterances: int | None = None,
+) -> Step:
     name = f"{label_of(config)}_after{number}"
+    if utterances is not None:
+        name += f"_train{utterances}"
 
     def run() -> None:
         held = nested(comparison.tasks(), new)
@@ -97,6 +99,8 @@ def _after(comparison: Any, config: str, seed: int, number: int, new: int) -> St
                 comparison, config, tag, seed, nested(others, number), last="11"
             )
             options = ["--regime", "new_task", "--init_adapter", str(best_model(first))]
+        if utterances is not None:
+            options += ["--train_utterances", str(utterances)]
         tag = f"{name}_seed{seed}"
         folder = _train(comparison, config, tag, seed, held, *options)
         _score(comparison, name, seed, folder, held)

@@ -63,6 +63,18 @@ def _is_numbers(value: Any, key: str, more: tuple[str, ...] = ()) -> bool:
     return known and whole and _numbers(lists, int)
 
 
+def _is_newcomers(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    rest = {**value}
+    some = rest.pop("utterances", [1])
+    return (
+        _is_numbers(rest, "after", ("new",))
+        and _numbers({"utterances": some}, int)
+        and all(number > 0 for number in some)
+    )
+
+
 def _is_each(value: Any) -> bool:
     return _is_numbers(value, "seeds", ("tasks", "together"))
 
@@ -94,8 +106,9 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "config: CONFIG, seeds: [SEED, ...], numbers: [HOW_MANY, ...]",
     ),
     "newcomers": (
-        lambda value: _is_numbers(value, "after", ("new",)),
-        "config: CONFIG, seeds: [SEED, ...], after: [HOW_MANY, ...], new: HOW_MANY",
+        _is_newcomers,
+        "config: CONFIG, seeds: [SEED, ...], after: [HOW_MANY, ...], new: HOW_MANY, "
+        "and perhaps utterances: [HOW_MANY, ...], from 1 on",
     ),
     "each": (
         _is_each,

@@ -6,7 +6,7 @@ such line.) :func:`read_entries` is for those who want whole lists only.
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,6 +150,19 @@ def _fault(raw: bytes, line: str) -> tuple[str, str] | None:
 
 #: Problems that change nothing of what is read; so do blank lines.
 _HARMLESS = {"byte order mark", "line ends"}
+
+
+def nested(items: Sequence[str], number: int) -> list[str]:
+    """So many items of a list, spread over it; a larger number holds the smaller's.
+
+    Args:
+        items: All of them.
+        number: How many; at most all.
+    """
+    # Numbers with their bits in reverse visit a list evenly: halves, then quarters.
+    bits = max(len(items) - 1, 0).bit_length()
+    visited = (int(f"{i:0{bits}b}"[::-1] or "0", 2) for i in range(2**bits))
+    return [items[i] for i in visited if i < len(items)][:number]
 
 
 def read_entries(path: PathLike) -> dict[str, str]:
