@@ -107,7 +107,7 @@ def quick(speech2text, speech, tasks=("female", "it.carlo")):
 
 def test_a_quick_look_measures_the_encoder_as_the_long_one_does(speech2text, speech):
     short = look(speech2text, speech, gradients=False, decode=False)
-    for what in ("change", "drift", "memory", "activity"):
+    for what in ("change", "drift", "kept", "memory", "activity"):
         expected = column(look(speech2text, speech, gradients=False), what)
         assert column(short, what) == pytest.approx(expected, nan_ok=True)
     assert quick(speech2text, speech) == {}
@@ -148,6 +148,23 @@ def test_faults_are_a_table(model, an4, tmp_path, capsys):
     assert "0 of 1 tasks have an adapter at fault" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--faults measures too little"):
         run(model, an4["test"], "--faults", path, "--json", tmp_path / "x.json")
+
+
+def test_kept_is_how_far_a_layer_leaves_the_stream_as_it_was(speech2text, speech):
+    encoder = speech2text.asr_model.encoder
+    steps = []
+    with watching(encoder, lambda step: steps.append(step)):
+        speech2text(speech[0], task="female")
+    kept = column(look(speech2text, speech[:1]), "kept")
+    assert math.isnan(kept[0]) and len(kept) == len(steps)
+    for before, step, measured in zip(steps[:-1], steps[1:], kept[1:], strict=True):
+        vectors = before.y.flatten(), step.x.flatten()
+        expected = torch.nn.functional.cosine_similarity(*vectors, dim=0)
+        assert measured == pytest.approx(float(expected), abs=1e-5)
+        assert -1 < measured < 1
+    found = json.loads(json.dumps(diagnosis.as_data(look(speech2text, speech[:1]))))
+    layers = found["tasks"]["female"]["layers"]
+    assert [one["kept"] for one in layers] == [None, *pytest.approx(kept[1:])]
 
 
 def test_memory_is_what_the_state_owes_to_layer_one(speech2text, speech):

@@ -102,15 +102,18 @@ def _read(
     for name in heard.tasks:
         layers = found.tasks.setdefault(name, {})
         streams = iter(plain)
+        last: dict[str, Step] = {}
 
         def tell(
             step: Step,
             layers: dict[tuple[str, int], Layer] = layers,
             streams: Iterator[torch.Tensor] = streams,
+            last: dict[str, Step] = last,
         ) -> None:
             layer = layers.setdefault((step.part, step.layer), Layer())
             other = next(streams, None) if step.part == ENCODER else None
-            _add(layer, step, other, found.controller)
+            _add(layer, step, other, last.get(step.part), found.controller)
+            last[step.part] = step
 
         with torch.no_grad(), watching(encoder, tell):
             after = text_of(name)
@@ -127,7 +130,13 @@ def _read(
             gain.after.append(count_errors([(heard.text, after)]))
 
 
-def _add(layer: Layer, step: Step, plain: torch.Tensor | None, controller: str) -> None:
+def _add(
+    layer: Layer,
+    step: Step,
+    plain: torch.Tensor | None,
+    last: Step | None,
+    controller: str,
+) -> None:
     """Add a step to the sums of its layer."""
     x, y = step.x.float(), step.y.detach().float()
     layer.frames += x.numel() // x.size(-1)
@@ -136,6 +145,11 @@ def _add(layer: Layer, step: Step, plain: torch.Tensor | None, controller: str) 
     if plain is not None and plain.shape == y.shape:
         layer.plain2 += _squares(plain)
         layer.drift2 += _squares(y - plain.float())
+    if last is not None and last.layer == step.layer - 1 and last.y.shape == x.shape:
+        given = last.y.detach().float()
+        layer.along += float((x * given).sum(dtype=torch.float64))
+        layer.across2 += _squares(x)
+        layer.given2 += _squares(given)
     if step.state is None:
         return
     state = step.state.detach().float()

@@ -6,6 +6,9 @@ what the layer returns without any task. Over all frames of what was heard:
 * *change*: ``|y - x| / |x|``, what the adapter adds right there;
 * *drift*: ``|y - x0| / |x0|``, how far the stream has come away from the base's, by all
   that was added so far (of the encoder: a decoder writes other texts then);
+* *kept*: ``<x, y'> / (|x| |y'|)``, where y' is what the frozen layer was given: the
+  cosine of the angle between the stream before and after it. Near 1, the stream still
+  says what earlier layers have seen, and a controller need not remember it;
 * *active*: the share of frames in which a unit of the controller is above zero. One
   that never is, at no layer, is *dead*: no task can use it. One that always is, at
   every layer, is *saturated*: its relu never bends. (Of a light GRU: its gate is at an
@@ -63,6 +66,9 @@ class Layer:
         change2: Of y - x.
         plain2: Of x0.
         drift2: Of y - x0.
+        along: Sum of the products of x and what the layer was given, where that is known.
+        across2: Of x there.
+        given2: Of what it was given.
         state2: Of the controller's state, where there is one before it.
         memory2: Of what it owes to layer 1.
         unit_frames: Frames in which the units below were looked at.
@@ -78,6 +84,9 @@ class Layer:
     change2: float = 0.0
     plain2: float = 0.0
     drift2: float = 0.0
+    along: float = 0.0
+    across2: float = 0.0
+    given2: float = 0.0
     state2: float = 0.0
     memory2: float = 0.0
     unit_frames: int = 0
@@ -95,6 +104,12 @@ class Layer:
     def drift(self) -> float:
         """How far the stream is from the base's, as a share; nan if not looked at."""
         return _ratio(self.drift2, self.plain2)
+
+    @property
+    def kept(self) -> float:
+        """How far x points where the stream before did; nan if that is not known."""
+        length = math.sqrt(self.across2 * self.given2)
+        return self.along / length if length > 0 else math.nan
 
     @property
     def memory(self) -> float:
@@ -246,7 +261,8 @@ def _mean(values: Iterable[float]) -> float:
 
 def rows(found: Diagnosis) -> list[list[str]]:
     """The table: a line for each layer, the mean over tasks; the first is the head."""
-    cells = [["layer", "change", "drift", "memory", "active", "dead", "saturated"]]
+    cells = [["layer", "change", "drift", "kept", "memory", "active"]]
+    cells[0] += ["dead", "saturated"]
     gradients = any(one.numbers for p in found.places for one in found.at(p))
     if gradients:
         cells[0].append("gradient")
@@ -257,6 +273,7 @@ def rows(found: Diagnosis) -> list[list[str]]:
             f"{place[0]} {place[1] + 1}",
             _percent(_mean(one.change for one in layers)),
             _percent(_mean(one.drift for one in layers)),
+            _percent(_mean(one.kept for one in layers)),
             _percent(_mean(one.memory for one in layers)),
             _percent(_mean(one.activity for one in layers)),
         ]
@@ -456,7 +473,7 @@ def as_data(found: Diagnosis) -> dict[str, Any]:
     count, dead, saturated = found.units()
 
     def layer(place: Place, one: Layer) -> Mapping[str, Any]:
-        shares = ("change", "drift", "memory", "activity", "gradient")
+        shares = ("change", "drift", "kept", "memory", "activity", "gradient")
         values = {name: getattr(one, name) for name in shares}
         return {
             "part": place[0],
