@@ -1,5 +1,6 @@
 """Plans with numbers of tasks, and the page that is made of what came of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from espnet_hra.files.tables import write_table
 from espnet_hra.report.results import Row, Utterance
 
 RECIPE = ROOT / "egs2" / "hra_asr"
-PLANS = ("findings_controllers", "findings_prompts", "findings_tasks")
+PLANS = ("controllers", "prompts", "tasks", "whisper")
 
 
 def test_more_tasks_hold_the_fewer_and_are_spread_over_all():
@@ -29,7 +30,7 @@ def test_more_tasks_hold_the_fewer_and_are_spread_over_all():
 
 @pytest.mark.parametrize("name", PLANS)
 def test_the_plans_of_open_questions_can_be_run(name, tmp_path):
-    plan = yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text())
+    plan = yaml.safe_load((ROOT / "conf" / f"findings_{name}.yaml").read_text())
     steps = Comparison(RECIPE, plan, [], tmp_path).steps()
     texts = [(step.part, step.text) for step in steps]
     assert steps and len(set(texts)) == len(texts)
@@ -39,7 +40,7 @@ def test_the_plans_of_open_questions_can_be_run(name, tmp_path):
     ]
     named = {step.name for step in steps}
     for question in questions:
-        if f"conf/{name}.yaml" in question["command"]:
+        if f"conf/findings_{name}.yaml" in question["command"]:
             assert set(question["rows"]) <= named
 
 
@@ -252,6 +253,35 @@ def test_numbers_of_tasks_stand_beside_the_same_tasks_in_the_largest_training(tm
     assert page.index("|4|1|100|7|128|") < page.index("|8|not run yet|")
 
 
+def test_what_a_controller_remembers_comes_of_what_diagnose_saw(tmp_path):
+    def layer(part, number, kept, memory):
+        return {"part": part, "layer": number, "kept": kept, "memory": memory}
+
+    def task(more):
+        return {
+            "layers": [
+                layer("encoder", 1, None, None),
+                layer("encoder", 2, 0.5 + more, 0.6),
+                layer("encoder", 3, 0.9, 0.2 + more),
+                layer("decoder", 1, None, 0.1),
+                layer("decoder", 2, 0.8, 0.05),
+            ]
+        }
+
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    saw = {"tasks": {"a": task(0.0), "b": task(0.2)}}
+    (folder / "seen.json").write_text(json.dumps(saw))
+    rows = {"seen": "IndRNN", "unseen": "light GRU"}
+    page = asked(tmp_path, kind="layers", rows=rows)
+    assert "|IndRNN|encoder|3|75.0 %|60.0 %|30.0 %|" in page  # means of both tasks
+    assert "|IndRNN|decoder|2|80.0 %|80.0 %|5.0 %|" in page
+    assert "|light GRU||not run yet|" in page and "Not run yet: light GRU." in page
+    assert (
+        "IndRNN, encoder: 30.0 % (a layer keeps 75.0 %); IndRNN, decoder: 5.0 %" in page
+    )
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -260,7 +290,7 @@ def test_numbers_of_tasks_stand_beside_the_same_tasks_in_the_largest_training(tm
         (
             "findings: [{name: x, title: y, question: z, command: c, tables: [], "
             "kind: w, rows: {}, would_change: v}]",
-            "x: kind: 'w': there are: compare, choices, labels, counts",
+            "x: kind: 'w': there are: compare, choices, labels, counts, layers",
         ),
     ],
 )

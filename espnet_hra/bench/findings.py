@@ -11,6 +11,7 @@ true when runs are added.
 """
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -70,6 +71,7 @@ class Tables:
 
     results: Results
     dev: Sequence[DevRow]
+    folders: Sequence[Path] = ()
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -168,7 +170,7 @@ def _tables(folders: Sequence[Path]) -> Tables:
     for folder in folders:
         results = results.merged(Results.read(folder))
         dev = merge(dev, read_table(folder / DEV, DevRow))
-    return Tables(results, dev)
+    return Tables(results, dev, folders)
 
 
 # ---------------------------------------------------------------------------- kinds
@@ -322,12 +324,62 @@ def _counted(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
     return Finding(markdown(cells), answer, bars, measure, missing)
 
 
+def _layered(question: Mapping[str, Any], tables: Tables, samples: int) -> Finding:
+    """What `espnet-hra diagnose --json` saw in models, part by part."""
+    cells = [["", "part", "layers", "kept by a layer", "least", "from layer 1"]]
+    bars, said, missing = {}, [], []
+    for stem, name in question["rows"].items():
+        seen = [f / f"{stem}.json" for f in tables.folders]
+        found = next((path for path in seen if path.is_file()), None)
+        if found is None:
+            missing.append(name)
+            cells.append([name, "", _MISSING, "", "", ""])
+            continue
+        for part, layers in _layers(found).items():
+            kept = [one for one in layers["kept"] if not math.isnan(one)]
+            memory = layers["memory"][-1]
+            bars[f"{name}, {part}"] = Interval(100 * memory)
+            shares = [_percent(one) for one in (average(kept), min(kept), memory)]
+            cells.append([name, part, str(len(layers["kept"])), *shares])
+            said.append(f"{name}, {part}: {shares[2]} (a layer keeps {shares[0]})")
+    answer = _NOTHING
+    if said:
+        answer = (
+            "Of the controller's state at the last layer comes from the first: "
+            f"{'; '.join(said)}."
+        )
+    return Finding(
+        markdown(cells), answer, bars, "of the last state, from layer 1 (%)", missing
+    )
+
+
+def _layers(path: Path) -> dict[str, dict[str, list[float]]]:
+    """Of each part the shares of its layers, means over tasks."""
+    tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"].values()
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for layer in (one for task in tasks for one in task["layers"]):
+        found.setdefault((layer["part"], layer["layer"]), []).append(layer)
+    parts: dict[str, dict[str, list[float]]] = {}
+    for part, _ in sorted(found, key=lambda place: (place[0] != "encoder", place)):
+        parts[part] = {"kept": [], "memory": []}
+    for (part, _), layers in sorted(found.items()):
+        for name, values in parts[part].items():
+            known = [one[name] for one in layers if one[name] is not None]
+            values.append(average(known) if known else math.nan)
+    return parts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 _Kind = Callable[[Mapping[str, Any], Tables, int], Finding]
 _KINDS: dict[str, _Kind] = {
     "compare": _compared,
     "choices": _chosen,
     "labels": _labelled,
     "counts": _counted,
+    "layers": _layered,
 }
 
 _NOTHING = "Not answered: the runs that would answer it are not there."

@@ -66,7 +66,7 @@ class Layer:
         change2: Of y - x.
         plain2: Of x0.
         drift2: Of y - x0.
-        along: Sum of the products of x and what the layer was given, where that is known.
+        along: Sum of products of x and what the layer was given, where that is known.
         across2: Of x there.
         given2: Of what it was given.
         state2: Of the controller's state, where there is one before it.
