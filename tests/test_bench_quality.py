@@ -185,9 +185,14 @@ def test_the_plans_for_whisper_are_fair(name):
     assert methods == rated
     assert all(lengths == [1, 3, 9] for lengths in plan["lengths"].values())
     # Both lengths of the headline rows, three seeds where rows are compared.
-    for config in ("hra", "residual", "lora", "full_one"):
+    for config in ("hra_short", "residual", "lora", "full_one"):
         for row in (config, f"{config}_x3"):
             assert plan["runs"][row] == [1, 2, 3]
+    # As much effort for each.
+    for row in plan["runs"]:
+        config = comparison.configs[row]
+        updates = config["num_iters_per_epoch"] * config["max_epoch"]
+        assert updates == (840 if row.endswith("_x3") else 280)
     parts = ["rates", "lengths", "choices", "runs"]
     steps = comparison.steps(parts)
     names = [(step.part, step.text) for step in steps]
