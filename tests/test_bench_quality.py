@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -464,3 +465,11 @@ def test_a_small_comparison_from_data_to_results(tmp_path, base, capsys):
     # Once more: nothing but what failed.
     assert quality.main([*arguments, "--list", *options]) == 0
     assert ", 7 of them done" in capsys.readouterr().out
+
+
+def test_a_run_whose_tasks_need_a_look_is_a_run(tmp_path):
+    """Status 3: rows are there, and say of a task that it is as without an adapter."""
+    comparison = Comparison(RECIPE, PLAN, [], tmp_path)
+    comparison._run(sys.executable, "-c", "raise SystemExit(3)")
+    with pytest.raises(BenchError, match="ended with status 1: too bad"):
+        comparison._run(sys.executable, "-c", "raise SystemExit('too bad')")

@@ -17,7 +17,7 @@ from espnet_hra.encoder.watching import watching
 from espnet_hra.errors import ConfigError, DataError, TaskError
 from espnet_hra.espnet.diagnosing import Heard, diagnose
 from espnet_hra.methods.equations import CONTROLLERS, LiGRU
-from espnet_hra.report import diagnosis
+from espnet_hra.report import diagnosis, faults
 from espnet_hra.report.diagnosis import Diagnosis, Gain, Layer
 from espnet_hra.report.scoring import count_errors
 
@@ -102,7 +102,7 @@ def quick(speech2text, speech, tasks=("female", "it.carlo")):
     """What the recipe looks for after a training: the encoder reads, nothing more."""
     found = look(speech2text, speech, tasks, gradients=False, decode=False)
     assert not found.gains
-    return {one.task: one.why for one in diagnosis.faults(found)}
+    return {one.task: one.why for one in faults.faults(found)}
 
 
 def test_a_quick_look_measures_the_encoder_as_the_long_one_does(speech2text, speech):

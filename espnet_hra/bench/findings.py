@@ -345,7 +345,7 @@ def _layered(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
     answer = _NOTHING
     if said:
         answer = (
-            "Of the controller's state at the last layer comes from the first: "
+            "What the controller's state at the last layer owes to the first: "
             f"{'; '.join(said)}."
         )
     return Finding(

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from espnet_hra.espnet.diagnosing import diagnose
     from espnet_hra.espnet.inference import Speech2Text
     from espnet_hra.files import atomic, tables
-    from espnet_hra.report import diagnosis, diagnosis_picture, pictures
+    from espnet_hra.report import diagnosis, diagnosis_picture, faults, pictures
 
     speech2text = Speech2Text.from_pretrained(
         args.model,
@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{' '.join(args.data)}: no utterance of the tasks {listing(tasks)}"
         )
     if quick:
-        wrong = diagnosis.faults(found)
-        tables.write_table(args.faults, wrong, diagnosis.Fault)
+        wrong = faults.faults(found)
+        tables.write_table(args.faults, wrong, faults.Fault)
         for one in wrong:
             print(f"task {one.task}: {one.why}")
         print(f"{len(wrong)} of {len(found.tasks)} tasks have an adapter at fault")

@@ -9,7 +9,7 @@ from pathlib import Path
 from espnet_hra.data.lists import read_entries
 from espnet_hra.files.tables import read_table
 from espnet_hra.report import examples, health, page
-from espnet_hra.report.diagnosis import Fault
+from espnet_hra.report.faults import Fault
 from espnet_hra.report.results import FROZEN, FaultyTask, Results, read_params
 from espnet_hra.report.scoring import ScoringError, errors_by_task, tabulate
 from espnet_hra.tasks.config import labels_by_task

@@ -37,12 +37,6 @@ Place = tuple[str, int]
 #: Units that are dead or saturated are worth a warning from this share on.
 _MANY = 0.25
 
-#: A controller with this share of dead or saturated units does not work.
-_MOST = 0.9
-
-#: A stream that is this near to the base's, as a share of it, is the base's.
-_NOTHING = 1e-5
-
 #: A gate is at an end this near to 0 or 1; a unit is saturated in this share of frames.
 GATE_END, _ALWAYS = 0.01, 0.999
 
@@ -347,61 +341,6 @@ def for_page(found: Diagnosis) -> str:
 
 def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.2f} %"
-
-
-# -------------------------------------------------------------------- tasks at fault
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A task whose adapter does not work; the fields are columns of a table.
-
-    Attributes:
-        task: Its name.
-        why: What is wrong, for people.
-    """
-
-    task: str
-    why: str
-
-
-def faults(found: Diagnosis) -> list[Fault]:
-    """The tasks whose adapter does not work, whatever its error rates are.
-
-    A controller is at fault for a task for which most of its units are dead at all
-    layers, or saturated at all.
-    """
-    return [
-        Fault(name, why)
-        for name, layers in found.tasks.items()
-        if (why := _fault(list(layers.values())))
-    ]
-
-
-def _fault(layers: Sequence[Layer]) -> str:
-    sums = [s for one in layers for s in (one.change2, one.drift2, one.state2)]
-    if not all(map(math.isfinite, sums)):
-        return (
-            "its adapter gives numbers that are none (inf, nan): take a lower rate "
-            "(optim_conf: lr), or clip gradients (grad_clip)"
-        )
-    seen = [one for one in layers if one.unit_frames]
-    for which, what in (("dead", "dead (never"), ("saturated", "saturated (always")):
-        if not seen:
-            break
-        units = np.logical_and.reduce([getattr(one, which) for one in seen])
-        if units.mean() >= _MOST:
-            return (
-                f"{units.sum()} of the controller's {len(units)} units are {what} "
-                "active, at all layers): take a lower rate (optim_conf: lr)"
-            )
-    drifts = [one.drift for one in layers if not math.isnan(one.drift)]
-    if drifts and max(drifts) < _NOTHING:
-        return (
-            "its adapter changes nothing in the encoder: was it trained? (espnet-hra "
-            "doctor says more)"
-        )
-    return ""
 
 
 # ---------------------------------------------------------------------------- warnings
