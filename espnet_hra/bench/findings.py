@@ -336,7 +336,7 @@ def _layered(question: Mapping[str, Any], tables: Tables, samples: int) -> Findi
             cells.append([name, "", _MISSING, "", "", ""])
             continue
         for part, layers in _layers(found).items():
-            kept = [one for one in layers["kept"] if not math.isnan(one)]
+            kept = [one for one in layers["kept"] if not math.isnan(one)] or [math.nan]
             memory = layers["memory"][-1]
             bars[f"{name}, {part}"] = Interval(100 * memory)
             shares = [_percent(one) for one in (average(kept), min(kept), memory)]

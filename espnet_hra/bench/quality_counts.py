@@ -50,9 +50,8 @@ def newcomers(comparison: Any) -> Iterator[Step]:
         for number in after:
             yield _after(comparison, part["config"], seed, number, part["new"])
         for some in part.get("utterances", ()):
-            yield _after(
-                comparison, part["config"], seed, max(after), part["new"], some
-            )
+            most = max(after, default=0)
+            yield _after(comparison, part["config"], seed, most, part["new"], some)
 
 
 def each(comparison: Any) -> Iterator[Step]:

@@ -31,10 +31,8 @@ from espnet_hra.bench.quality_plan import (
 )
 from espnet_hra.files.tables import read_table, write_table
 from espnet_hra.report import page
+from espnet_hra.report.health import NEEDS_A_LOOK
 from espnet_hra.report.results import FROZEN, TSV, Results, Row, merge, read_params
-
-#: The status of a run, or of scoring, whose results stand, while a task needs a look.
-NEEDS_A_LOOK = 3
 
 #: The split of the speech that the backbone knows, and its data set.
 KNOWN, KNOWN_SET = "backbone", "backbone_test"
@@ -361,7 +359,6 @@ class Comparison:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             ).returncode
-        # The rows are there, and some task of them needs a look.
         if status not in (0, NEEDS_A_LOOK):
             with open(log, encoding="utf-8", errors="replace") as file:
                 file.seek(start)

@@ -26,8 +26,6 @@ seeds stay as they are. The exit status is 3 if a task makes far more errors tha
 the frozen backbone, or exactly as many, or if its adapter does not work (--faults).
 """
 
-_SICK = 3
-
 
 def get_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
@@ -242,4 +240,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     for one in sick:
         print(f"espnet-hra score: {one.line()}", file=sys.stderr)
-    return _SICK if sick else 0
+    return health.NEEDS_A_LOOK if sick else 0

@@ -152,19 +152,6 @@ def _fault(raw: bytes, line: str) -> tuple[str, str] | None:
 _HARMLESS = {"byte order mark", "line ends"}
 
 
-def nested(items: Sequence[str], number: int) -> list[str]:
-    """So many items of a list, spread over it; a larger number holds the smaller's.
-
-    Args:
-        items: All of them.
-        number: How many; at most all.
-    """
-    # Numbers with their bits in reverse visit a list evenly: halves, then quarters.
-    bits = max(len(items) - 1, 0).bit_length()
-    visited = (int(f"{i:0{bits}b}"[::-1] or "0", 2) for i in range(2**bits))
-    return [items[i] for i in visited if i < len(items)][:number]
-
-
 def read_entries(path: PathLike) -> dict[str, str]:
     """The entries of a list by id, in the order of the list.
 
@@ -272,3 +259,16 @@ def write_subset(
             files["spk2utt"] = by_speaker(ours)
     write_lists(target_dir, files)
     return len(files["wav.scp"] or ())
+
+
+def nested(items: Sequence[str], number: int) -> list[str]:
+    """So many items of a list, spread over it; a larger number holds the smaller's.
+
+    Args:
+        items: All of them.
+        number: How many; at most all.
+    """
+    # Numbers with their bits in reverse visit a list evenly: halves, then quarters.
+    bits = max(len(items) - 1, 0).bit_length()
+    visited = (int(f"{i:0{bits}b}"[::-1] or "0", 2) for i in range(2**bits))
+    return [items[i] for i in visited if i < len(items)][:number]

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from espnet_hra.report.results import FROZEN, FaultyTask, Row, Utterance
 
+#: The status of a program whose results stand, while a task needs a look.
+NEEDS_A_LOOK = 3
+
 #: A task is worse that makes so many errors more, at least, and this share.
 _LEAST, _SHARE = 10, 0.1
 
