@@ -9,7 +9,8 @@ recordings with transcripts that are part of the Debian distribution:
 * ``--part backbone``: eleven other voices or casts for the model that the
   tasks start from, spoken descriptions of pictures of Tux Paint in nine
   languages and the acted dialogues of the game Fish Fillets in two. English
-  and Italian are in the tasks only.
+  and Italian are in the tasks only; with ``--english``, speechocean762's readers
+  are the English.
 
 ``debian_packages.py`` fetches the packages, and compares them with the checksums
 of the versions that results refer to. No audio of them is part of this
@@ -37,6 +38,7 @@ from espnet_hra.data.sentences import sentence_key
 
 from corpus import (
     SPLITS,
+    CorpusError,
     Dropped,
     Split,
     Utterance,
@@ -52,6 +54,7 @@ from corpus import (
     write_kaldi_dir,
 )
 from debian_packages import PackageStore
+from speechocean762 import recordings as speechocean762_recordings
 
 CORPUS = "debian_voices"
 
@@ -192,6 +195,24 @@ def fillets_recordings(store: PackageStore) -> Iterator[Recording]:
                 yield Recording(language, speaker, f"{level}/{name}", audio, text)
 
 
+def english_recordings(source: Path) -> Iterator[Recording]:
+    """The sentences that the 125 speakers of speechocean762's training part read.
+
+    Args:
+        source: The corpus as it is distributed.
+
+    Raises:
+        CorpusError: It is not there.
+    """
+    found = list(speechocean762_recordings(source, {"parts": ["train"]}))
+    if not found:
+        raise CorpusError(f"{source}: no train/wav.scp of speechocean762 in it")
+    for one in found:
+        if not one.why:
+            speaker = f"en_{safe_name(one.speaker)}"
+            yield Recording("en", speaker, one.name, one.audio, one.text)
+
+
 def tidy(recording: Recording) -> tuple[str, str]:
     """Clean a transcript up, or say why the recording is left out.
 
@@ -287,7 +308,11 @@ def held_out_sentences(store: PackageStore) -> set[str]:
 
 
 def prepare_part(
-    part: str, store: PackageStore, datadir: Path, nj: int
+    part: str,
+    store: PackageStore,
+    datadir: Path,
+    nj: int,
+    english: Path | None = None,
 ) -> dict[str, list[Utterance]]:
     """Prepare one part of the corpus and write its Kaldi-style folders.
 
@@ -296,6 +321,7 @@ def prepare_part(
         store: The packages.
         datadir: The recipe's data folder.
         nj: The number of processes.
+        english: Where speechocean762 is, which the backbone is to hear as well.
 
     Returns:
         The utterances by name of the split.
@@ -305,6 +331,7 @@ def prepare_part(
         split, prefix, held_out = TASK_SPLIT, "", set()
     else:
         recordings = [*tuxpaint_recordings(store), *fillets_recordings(store)]
+        recordings += [] if english is None else english_recordings(english)
         split, prefix = BACKBONE_SPLIT, "backbone_"
         held_out = held_out_sentences(store)
     folder = datadir / CORPUS
@@ -368,6 +395,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="the number of conversion processes (default: 2)",
     )
     parser.add_argument(
+        "--english",
+        type=Path,
+        help="the folder of speechocean762, English for the backbone (default: none)",
+    )
+    parser.add_argument(
         "--allow_changed",
         action="store_true",
         help="take packages whose checksums are not those that results refer to",
@@ -388,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = PackageStore(args.downloads, args.allow_changed)
     with one_line():
         for part in args.part:
-            prepare_part(part, store, args.datadir, args.nj)
+            prepare_part(part, store, args.datadir, args.nj, args.english)
     return 0
 
 

@@ -698,6 +698,9 @@ stage_1() {
         options+=(--corpus "${corpus}" --part tasks)
         if "${backbone_part}"; then
             options+=(backbone)
+            if [ -d "${SPEECHOCEAN762:-}" ]; then
+                options+=(--english "${SPEECHOCEAN762}")
+            fi
         fi
         if "${allow_changed}" && [ "${corpus}" = debian_voices ]; then
             options+=(--allow_changed)

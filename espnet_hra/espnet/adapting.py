@@ -31,6 +31,7 @@ from espnet_hra.espnet import (
     resuming,
     starting,
     voices,
+    whisper_frontend,
     whisper_training,
 )
 from espnet_hra.espnet.base import open_base, read_config, token_hash
@@ -215,7 +216,9 @@ class Adapting(AbsTask):
             args.encoder_conf["tasks"] = [record.config() for record in records]
             classifying.check(cls.kind.name, records)
         if not adapted:
-            return cls._build_task_aware(args)
+            model = cls._build_task_aware(args)
+            whisper_frontend.load(vars(args), model)
+            return model
         needs_base = not getattr(args, "collect_stats", False)
         source = starting.base_source(args) if needs_base else ""
         # The base is built, loaded and verified with the tokens that it has.
@@ -380,7 +383,7 @@ class Adapting(AbsTask):
                 f"{config_file}: no checkpoint was given; without it the adapter would "
                 "not change anything. Give the file, e.g. valid.cer_ctc.ave.pth"
             )
-        state = read_state(Path(model_file))
+        state = whisper_frontend.complete(config, read_state(Path(model_file)))
         prefix = ""
         if str(config.get("encoder")).startswith(PREFIX):
             prefix = ADAPTER_PREFIX

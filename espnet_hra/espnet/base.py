@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from espnet_hra.errors import BaseModelError, ConfigError
-from espnet_hra.espnet import reference
+from espnet_hra.espnet import reference, whisper_frontend
 from espnet_hra.espnet.ctc import without_new
 from espnet_hra.espnet.fingerprints import (
     check_fingerprints,
@@ -172,9 +172,13 @@ class BaseModel:
         """Its weights, in full precision: packs may be stored in half of it.
 
         Raises:
-            BaseModelError: The file is no checkpoint.
+            BaseModelError: The file is no checkpoint, or the weights of a Whisper that
+                it hears with cannot be had.
         """
         state = read_state(self.model_file)
+        if self.config_file is not None:
+            config = read_yaml(self.config_file, BaseModelError)
+            state = whisper_frontend.complete(config, state)
         return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
     def verify(self) -> None:
@@ -362,7 +366,7 @@ def _unpack(path: Path, cache: str | None) -> Path:
 
 
 def _cache(given: str | None) -> Path:
-    return Path(given) if given else Path.home() / ".cache" / "espnet_hra"
+    return Path(given) if given else archive.cache()
 
 
 def _download(tag: str, cache: str | None) -> Path | dict[str, Any]:

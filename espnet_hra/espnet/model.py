@@ -13,7 +13,7 @@ from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet_hra.encoder import stepping
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.freezing import freeze_statistics
-from espnet_hra.espnet import classifying
+from espnet_hra.espnet import classifying, whisper_frontend
 
 #: Name of the data stream: a Kaldi-style file `utt2task`, type `text`.
 DATA_NAME = "utt2task"
@@ -201,8 +201,11 @@ class TaskAware(AbsESPnetModel):
     def _extract_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(speech.device.type, enabled=False):
-            return super()._extract_feats(speech, speech_lengths)
+        if not self.training or not whisper_frontend.is_frozen(self):
+            with torch.autocast(speech.device.type, enabled=False):
+                return super()._extract_feats(speech, speech_lengths)
+        # A Whisper is most of the work, and heard with half of its digits as well.
+        return _full_precision(super()._extract_feats(speech, speech_lengths))
 
     def train(self, mode: bool = True) -> "TaskAware":
         """As ``Module.train``, but the frozen BatchNorm statistics do not move."""

@@ -215,7 +215,7 @@ def pack_folder(source: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == ".zip":
-        return archive.unpack(path, Path.home() / ".cache" / "espnet_hra")
+        return archive.unpack(path, archive.cache())
     if is_hub_id(source) and not _in_zoo(source):
         return _snapshot(source)
     return None

@@ -6,6 +6,9 @@ it is copied here; ``run`` is called within three changes that last as long as i
 * the model's ``state_dict`` holds the adapter only, and loading forgives the rest;
 * ``torch.save`` writes to a temporary file first, so that a kill leaves the old file;
 * averages leave tensors alone that are the same in all checkpoints.
+
+Of a model that is trained whole but for a Whisper that it hears with, that Whisper is
+left out (:mod:`espnet_hra.espnet.whisper_frontend`).
 """
 
 import contextlib
@@ -24,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.encoder.stepping import used_only
 from espnet_hra.errors import ConfigError
+from espnet_hra.espnet import whisper_frontend
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.espnet.seam import standing_in
 from espnet_hra.files import atomic
@@ -49,6 +53,8 @@ class AdapterTrainer(espnet_trainer.Trainer):
                         espnet_trainer, average_nbest_models=average_nbest_adapters
                     )
                 )
+            elif whisper_frontend.is_frozen(model):
+                stack.enter_context(whisper_frontend.left_out(model))
             if options.resume:
                 repair(Path(options.output_dir), options.best_model_criterion)
             super().run(model=model, **kwargs)

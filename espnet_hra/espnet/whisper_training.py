@@ -37,7 +37,7 @@ class PlainLoss(torch.nn.Module):
 
 
 def quicken(model: Any, on_cpu: bool) -> None:
-    """Prepare a model for training, if its encoder and decoder are Whisper's.
+    """Prepare a model for training, if it has a Whisper's parts.
 
     Args:
         model: ESPnet's model, adapted or not.
@@ -45,7 +45,8 @@ def quicken(model: Any, on_cpu: bool) -> None:
             long sequences; on a few seconds of speech its gradient takes longer than
             that of plain products.
     """
-    if not getattr(model, "is_encoder_whisper", False):
+    hears = hasattr(getattr(model, "frontend", None), "whisper")
+    if not hears and not getattr(model, "is_encoder_whisper", False):
         return
     own = getattr(model, "criterion_att", None)
     if own is not None and getattr(own, "smoothing", None) == 0:

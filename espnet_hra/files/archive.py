@@ -38,6 +38,11 @@ _CHUNK = 2**20
 _ZIP, _FOLDER = b"PK\x03\x04", 0x10
 
 
+def cache() -> Path:
+    """Where packs are unpacked and Whispers kept: in the user's cache."""
+    return Path.home() / ".cache" / "espnet_hra"
+
+
 def pack_files(source: str, meta: Mapping[str, Any]) -> dict[str, str]:
     """The files that a pack's ``meta.yaml`` names, by constructor argument.
 

@@ -107,7 +107,7 @@ def _make(folder: Path, sizes: Sizes, state: State) -> None:
             inner / "meta.yaml",
             {
                 "espnet": "202611",
-                "files": {"asr_model_file": "whisper.pth"},
+                "files": {"asr_model_file": WEIGHTS},
                 "yaml_files": {"asr_train_config": "config.yaml"},
             },
         )
@@ -118,7 +118,7 @@ def _make(folder: Path, sizes: Sizes, state: State) -> None:
                 (key.partition("."), tensor) for key, tensor in state.items()
             )
         }
-        torch.save(renamed, inner / "whisper.pth")
+        torch.save(renamed, inner / WEIGHTS)
         try:
             inner.rename(folder)
         except OSError:  # another process was quicker
@@ -130,7 +130,10 @@ def _make(folder: Path, sizes: Sizes, state: State) -> None:
 _PARTS = ("frontend", "specaug", "normalize", "preencoder", "postencoder", "joint_net")
 _TEXT = ("cleaner", "g2p", "non_linguistic_symbols")
 
-#: The list of tokens within the folder.
+#: The weights within the folder.
+WEIGHTS = "whisper.pth"
+
+#: The list of tokens within it.
 TOKENS = "data/tokens.txt"
 
 

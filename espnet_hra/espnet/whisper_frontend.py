@@ -1,0 +1,129 @@
+"""ESPnet's ``frontend: whisper``: any encoder that hears with a frozen Whisper's ears.
+
+ESPnet's frontend downloads a whole Whisper when it is built, and its checkpoints hold a
+copy of it. Here it is built without weights, gets those of ``whisper:NAME`` (see
+:mod:`espnet_hra.whisper.sources`), and checkpoints and packs of what stands on it leave
+them out: the configuration says by name which they are. A checkpoint that holds them,
+of ESPnet's own training, keeps its own.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from espnet_hra.errors import BaseModelError
+from espnet_hra.files import archive
+from espnet_hra.files.checkpoint import State, read_state
+from espnet_hra.whisper.folder import PREFIX, WEIGHTS, open_folder
+
+#: ESPnet's name of the frontend.
+NAME = "whisper"
+
+#: Where its weights are within a model.
+KEYS = "frontend.whisper."
+
+#: ESPnet's default of ``frontend_conf: whisper_model``.
+_USUAL = "small"
+
+#: Where a Whisper's parts are in its folder, and where in the frontend.
+_PLACES = (
+    ("encoder.encoders.", f"{KEYS}encoder."),
+    ("decoder.decoders.", f"{KEYS}decoder."),
+)
+
+
+def is_used(config: Mapping[str, Any]) -> bool:
+    """Whether this is the configuration of a model with such a frontend."""
+    return config.get("frontend") == NAME
+
+
+def weights(config: Mapping[str, Any]) -> State:
+    """The tensors of a configuration's frontend, under the model's names.
+
+    Args:
+        config: ESPnet's configuration of a model with such a frontend.
+
+    Returns:
+        Full precision.
+
+    Raises:
+        BaseModelError: There is no such Whisper, or its weights cannot be had.
+    """
+    name = str((config.get("frontend_conf") or {}).get("whisper_model", _USUAL))
+    try:
+        folder = open_folder(f"{PREFIX}{name}", archive.cache())
+        state = read_state(folder / WEIGHTS)
+    except BaseModelError as e:
+        raise BaseModelError(f"frontend_conf: whisper_model: {name}: {e}") from e
+    return {
+        place + key.removeprefix(part): tensor.float()
+        for key, tensor in state.items()
+        for part, place in _PLACES
+        if key.startswith(part)
+    }
+
+
+def complete(config: Mapping[str, Any], state: State) -> State:
+    """A checkpoint's tensors, with the frontend's if the checkpoint has left them out.
+
+    Args:
+        config: The configuration of its model; nothing is done for other frontends.
+        state: The tensors.
+
+    Raises:
+        BaseModelError: As of :func:`weights`.
+    """
+    if not is_used(config) or any(key.startswith(KEYS) for key in state):
+        return state
+    return {**weights(config), **state}
+
+
+def load(config: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Give a model that was just built its frontend's weights, and freeze them.
+
+    Args:
+        config: Its configuration; nothing is done for other frontends.
+        model: ESPnet's model.
+
+    Raises:
+        BaseModelError: As of :func:`weights`.
+    """
+    if not is_used(config):
+        return
+    model.load_state_dict(weights(config), strict=False)
+    for name, parameter in model.named_parameters():
+        if name.startswith(KEYS):
+            parameter.requires_grad_(False)
+
+
+def is_frozen(model: torch.nn.Module) -> bool:
+    """Whether a model hears with a Whisper that is not trained."""
+    found = [p for key, p in model.named_parameters() if key.startswith(KEYS)]
+    return bool(found) and not any(p.requires_grad for p in found)
+
+
+@contextlib.contextmanager
+def left_out(model: torch.nn.Module) -> Iterator[None]:
+    """Within this block ``model.state_dict()`` is without the frontend's weights."""
+    hooks = [
+        model.register_state_dict_post_hook(_trim),
+        model.register_load_state_dict_post_hook(_forgive),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _trim(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix + KEYS)]:
+        del state[key]
+
+
+def _forgive(module: Any, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [
+        key for key in incompatible.missing_keys if not key.startswith(KEYS)
+    ]
