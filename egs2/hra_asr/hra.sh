@@ -1236,6 +1236,9 @@ log "Corpus ${name}, method ${label}, in ${work}"
 
 if wanted 1; then
     key=(1 "${corpus}" "${backbone_part}" "${allow_changed}")
+    if "${backbone_part}" && [ -d "${SPEECHOCEAN762:-}" ]; then
+        key+=("${SPEECHOCEAN762}")
+    fi
     if [ "${corpus}" != "${name}" ]; then
         mapfile -t lists < <(find -L "${corpus}" -maxdepth 2 \( -name wav.scp -o \
             -name text -o -name utt2spk -o -name utt2task -o -name spk2utt -o \

@@ -244,7 +244,9 @@ class Adapting(AbsTask):
             standing_in(holder, **{cls.kind.model: aware(models)}),
             without_weights(vars(args)),
         ):
-            return super().build_model(args)
+            model = super().build_model(args)
+        whisper_frontend.prepare(vars(args), model)
+        return model
 
     @classmethod
     def load_initial_adapter(
@@ -290,6 +292,7 @@ class Adapting(AbsTask):
         args.token_list, new_tokens = ctc.settle(args)
         with without_weights(vars(args)):
             model = super().build_model(args)
+        whisper_frontend.prepare(vars(args), model)
         freeze_base(model)
         if new_tokens:
             ctc.extend(model, args.token_list, new_tokens)
@@ -383,12 +386,14 @@ class Adapting(AbsTask):
                 f"{config_file}: no checkpoint was given; without it the adapter would "
                 "not change anything. Give the file, e.g. valid.cer_ctc.ave.pth"
             )
-        state = whisper_frontend.complete(config, read_state(Path(model_file)))
+        state = read_state(Path(model_file))
         prefix = ""
         if str(config.get("encoder")).startswith(PREFIX):
             prefix = ADAPTER_PREFIX
             if len(beginning(state, prefix)) < len(state) and base is None:
                 args.pretrained_model = str(model_file)
+        else:
+            state = whisper_frontend.complete(config, state)
         model = cls.build_model(args)
         own = {k: v for k, v in model.state_dict().items() if k.startswith(prefix)}
         found = {k: v for k, v in state.items() if k.startswith(prefix)}

@@ -9,6 +9,7 @@ import torch
 
 from espnet_hra.encoder.adapted import AdaptedEncoder
 from espnet_hra.errors import ConfigError
+from espnet_hra.espnet import whisper_frontend
 from espnet_hra.espnet.model import ADAPTER_PREFIX
 from espnet_hra.files.checkpoint import beginning, differences, read_training
 
@@ -55,6 +56,8 @@ class Earlier:
             # Checkpoints hold the adapter alone.
             needed = beginning(needed, ADAPTER_PREFIX)
             found = beginning(found, ADAPTER_PREFIX)
+        elif whisper_frontend.is_frozen(model):
+            needed = whisper_frontend.without(needed)
         if problems := differences(needed, found):
             raise self._refused(problems)
 

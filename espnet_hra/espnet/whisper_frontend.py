@@ -8,7 +8,8 @@ of ESPnet's own training, keeps its own.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from espnet_hra.errors import BaseModelError
 from espnet_hra.files import archive
 from espnet_hra.files.checkpoint import State, read_state
 from espnet_hra.whisper.folder import PREFIX, WEIGHTS, open_folder
+
+logger = logging.getLogger(__name__)
 
 #: ESPnet's name of the frontend.
 NAME = "whisper"
@@ -80,6 +83,29 @@ def complete(config: Mapping[str, Any], state: State) -> State:
     return {**weights(config), **state}
 
 
+def without(state: State) -> State:
+    """Tensors of a model without its frontend's weights."""
+    return {key: tensor for key, tensor in state.items() if not key.startswith(KEYS)}
+
+
+def without_public(config: Mapping[str, Any], state: State) -> State:
+    """A model's tensors without those that everyone can have by name.
+
+    Args:
+        config: Its configuration; nothing is left out of other models.
+        state: The tensors. Where the frontend was trained, its own stay.
+
+    Raises:
+        BaseModelError: As of :func:`weights`.
+    """
+    if not is_used(config):
+        return state
+    public = weights(config)
+    if not all(torch.equal(state[key], public[key]) for key in public):
+        return state
+    return without(state)
+
+
 def load(config: Mapping[str, Any], model: torch.nn.Module) -> None:
     """Give a model that was just built its frontend's weights, and freeze them.
 
@@ -96,6 +122,49 @@ def load(config: Mapping[str, Any], model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith(KEYS):
             parameter.requires_grad_(False)
+
+
+def prepare(config: Mapping[str, Any], model: torch.nn.Module) -> None:
+    """Enable the frontend of a model that was just built to hear more than 30 seconds.
+
+    ESPnet's drops what is longer than its table of positions. Here it is heard in
+    windows, one after the other, and their frames are joined: the encoder behind it
+    reads the recording as one.
+
+    Args:
+        config: Its configuration; nothing is done for other frontends.
+        model: ESPnet's model.
+    """
+    if is_used(config):
+        frontend = model.frontend
+        frontend.whisper_encode = _InWindows(frontend.whisper_encode, frontend.whisper)
+
+
+class _InWindows:
+    """Stands for the frontend's ``whisper_encode``."""
+
+    def __init__(self, encode: Callable[..., Any], whisper: torch.nn.Module):
+        self._encode = encode
+        encoder = whisper.get_submodule("encoder")
+        positions = encoder.get_buffer("positional_embedding").size(0)
+        # The second convolution takes two frames of the spectrum for one.
+        self._longest = 2 * positions
+
+    def __call__(
+        self, spectrum: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Frames (b, t, d) of a spectrum (b, mels, 2 t), and their numbers (b)."""
+        if spectrum.size(2) <= self._longest:
+            found: tuple[torch.Tensor, torch.Tensor | None]
+            found = self._encode(spectrum, lengths)
+            return found
+        pieces = spectrum.split(self._longest, dim=2)
+        logger.info(
+            f"More than {self._longest // 100} seconds are heard in {len(pieces)} "
+            "windows"
+        )
+        frames = torch.cat([self._encode(piece)[0] for piece in pieces], dim=1)
+        return frames, None if lengths is None else (lengths - 1) // 2 + 1
 
 
 def is_frozen(model: torch.nn.Module) -> bool:

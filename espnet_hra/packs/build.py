@@ -34,6 +34,7 @@ import torch
 from espnet2 import __version__ as espnet_version
 
 from espnet_hra.errors import BaseModelError
+from espnet_hra.espnet import whisper_frontend
 from espnet_hra.espnet.building import build
 from espnet_hra.espnet.kinds import KINDS, Kind, espnet_task_of
 from espnet_hra.espnet.model import ADAPTER_PREFIX
@@ -144,7 +145,10 @@ def base_pack(
     """
     found, built, trained, about = _open(model, about, tasks, pretrained_model)
     encoder, choice = built.encoder, choose(trained, whole, half)
+    config = found.read_config(pretrained_model)
     weights = built.state_dict()
+    if not whole:
+        weights = whisper_frontend.without_public(config, weights)
     base = sum(
         tensor.numel() * (2 if half else tensor.element_size())
         for key, tensor in weights.items()
@@ -163,7 +167,7 @@ def base_pack(
             raise BaseModelError(f"{large[0]} has values that 16 bits cannot hold")
     with atomic.replacing(folder / "model.pth") as file:
         torch.save(state, file)
-    config = _portable(found.read_config(pretrained_model), folder)
+    config = _portable(config, folder)
     kind = KINDS[espnet_task_of(config)]
     _write_meta(folder, kind, found.model_file.stat().st_mtime)
     config["encoder_conf"] = {**config["encoder_conf"], "tasks": []}
