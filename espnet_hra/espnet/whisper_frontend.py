@@ -136,7 +136,7 @@ def prepare(config: Mapping[str, Any], model: torch.nn.Module) -> None:
         model: ESPnet's model.
     """
     if is_used(config):
-        frontend = model.frontend
+        frontend: Any = model.frontend
         frontend.whisper_encode = _InWindows(frontend.whisper_encode, frontend.whisper)
 
 
