@@ -11,6 +11,7 @@ from test_whisper_packs import source, weights  # noqa: F401 (fixtures)
 import espnet_hra
 from espnet_hra.bin import asr_train
 from espnet_hra.commands import pack
+from espnet_hra.data.requirements import requirements_from_config
 from espnet_hra.errors import BaseModelError
 from espnet_hra.espnet import whisper_frontend
 from espnet_hra.espnet.base import open_base
@@ -151,6 +152,19 @@ def test_packs_hold_whisper_only_if_asked(adapted, an4, whole, tmp_path):
     for one in texts:
         one.set_task(None)
     assert texts[0](wave)[0][2] == texts[1](wave)[0][2]
+
+
+@pytest.mark.parametrize("samples", [200, 300, 479, 480, 16000, 16159, 500_000])
+def test_frames_are_counted_as_the_model_makes_them(samples, backbone):
+    config = yaml.safe_load((backbone / "config.yaml").read_text())
+    count = requirements_from_config(config).frames
+    if samples <= 200:
+        assert count(samples) == 0
+        return
+    model = espnet_hra.Speech2Text.from_pretrained(str(backbone)).asr_model
+    wave = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
+    encoded, lengths = model.encode(wave, torch.tensor([samples]))
+    assert count(samples) == encoded.size(1) == int(lengths[0])
 
 
 def test_more_than_thirty_seconds_are_heard_in_windows(backbone):

@@ -104,7 +104,26 @@ def subsampled_frames(
     # The padding mirrors the signal, which must be longer than what is mirrored.
     if n_samples <= pad or n_samples + 2 * pad < n_fft:
         return 0
-    frames = (n_samples + 2 * pad - n_fft) // hop_length + 1
+    return _behind(input_layer, (n_samples + 2 * pad - n_fft) // hop_length + 1)
+
+
+def whisper_frames(n_samples: int, input_layer: str | None) -> int:
+    """The number of frames that ESPnet's ``frontend: whisper`` and an encoder make.
+
+    Args:
+        n_samples: The number of samples.
+        input_layer: ``encoder_conf: input_layer``.
+
+    Returns:
+        The number of encoder frames, 0 if it is too little to be heard.
+    """
+    if n_samples <= 200:  # mirrored, as above
+        return 0
+    return _behind(input_layer, (n_samples // 160 - 1) // 2 + 1)
+
+
+def _behind(input_layer: str | None, frames: int) -> int:
+    """How many of a frontend's frames come out of an encoder's input layer."""
     for kernel, stride in INPUT_LAYERS[input_layer]:
         if frames < kernel:
             return 0
@@ -217,8 +236,9 @@ def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | Non
     if "joint_network_conf" in config:
         encoder, input_layer = _of_transducer(_section(config, "encoder_conf"))
     frontend = _section(config, "frontend_conf")
+    heard = config.get("frontend", "default")
     if (
-        config.get("frontend", "default") != "default"
+        heard not in ("default", "whisper")
         or config.get("input_size") is not None  # features, no waveforms
         or not frontend.get("apply_stft", True)
         or config.get("preencoder") not in (None, "linear")
@@ -229,6 +249,8 @@ def _frames_from_config(config: Mapping[str, Any]) -> Callable[[int], int] | Non
         or input_layer not in INPUT_LAYERS
     ):
         return None
+    if heard == "whisper":
+        return functools.partial(whisper_frames, input_layer=input_layer)
     return functools.partial(
         subsampled_frames,
         hop_length=int(frontend.get("hop_length", 128)),
