@@ -169,8 +169,10 @@ class _InWindows:
 
 def is_frozen(model: torch.nn.Module) -> bool:
     """Whether a model hears with a Whisper that is not trained."""
-    found = [p for key, p in model.named_parameters() if key.startswith(KEYS)]
-    return bool(found) and not any(p.requires_grad for p in found)
+    whisper = getattr(getattr(model, "frontend", None), "whisper", None)
+    if whisper is None:
+        return False
+    return not any(parameter.requires_grad for parameter in whisper.parameters())
 
 
 @contextlib.contextmanager
