@@ -40,16 +40,20 @@ CONFORMER = {
 KEYS = "frontend.whisper."
 
 
+def train_backbone(an4, folder, *more, **changes):
+    """Train a Conformer that hears with "tiny"; its experiment folder."""
+    cmd = options(an4, None, folder / "exp")[:4]
+    config = yaml.safe_load((folder / "exp.yaml").read_text())
+    (folder / "exp.yaml").write_text(yaml.safe_dump({**config, **CONFORMER, **changes}))
+    cmd += [*streams(an4["train"], "train"), *streams(an4["dev"], "valid")]
+    asr_train.main([*cmd, "--token_list", str(an4["tokens"]), *more])
+    return folder / "exp"
+
+
 @pytest.fixture(scope="module")
 def backbone(an4, source, tmp_path_factory):  # noqa: F811
     """Experiment folder of a backbone that was trained here."""
-    folder = tmp_path_factory.mktemp("backbone")
-    cmd = options(an4, None, folder / "exp", max_epoch=2)
-    config = yaml.safe_load((folder / "exp.yaml").read_text())
-    (folder / "exp.yaml").write_text(yaml.safe_dump({**config, **CONFORMER}))
-    cmd = [*cmd[:4], *streams(an4["train"], "train"), *streams(an4["dev"], "valid")]
-    asr_train.main([*cmd, "--token_list", str(an4["tokens"])])
-    return folder / "exp"
+    return train_backbone(an4, tmp_path_factory.mktemp("backbone"), max_epoch=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +80,10 @@ def test_it_hears_with_the_weights_of_the_name(backbone):
 
 
 def test_a_training_is_resumed_and_goes_on(an4, backbone, source, tmp_path):  # noqa: F811
-    again = tmp_path / "exp"
-    cmd = options(an4, None, again, max_epoch=2)[:4]
-    config = yaml.safe_load((tmp_path / "exp.yaml").read_text())
-    (tmp_path / "exp.yaml").write_text(yaml.safe_dump({**config, **CONFORMER}))
-    cmd += [*streams(an4["train"], "train"), *streams(an4["dev"], "valid")]
-    cmd += ["--token_list", str(an4["tokens"]), "--resume", "true"]
-    asr_train.main([*cmd, "--max_epoch", "1"])
-    asr_train.main(cmd)
+    for epochs in ("1", "2"):
+        again = train_backbone(
+            an4, tmp_path, "--resume", "true", "--max_epoch", epochs, max_epoch=2
+        )
     first, whole = load(again / "2epoch.pth"), load(backbone / "2epoch.pth")
     assert first.keys() == whole.keys()
     for key in whole:
@@ -133,8 +133,22 @@ def test_a_checkpoint_of_espnets_own_keeps_its_weights(an4, source, tmp_path):  
         stock = make_base(tmp_path / "stock", an4["tokens"], CONFORMER)
     own = read_state(stock / "valid.loss.best.pth")
     assert any(key.startswith(KEYS) for key in own)
-    state = open_base(str(stock)).state_dict()
-    assert all(torch.equal(own[key].float(), state[key]) for key in own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whisper_frontend, "weights", None)  # none is asked for
+        state = open_base(str(stock)).state_dict()
+        opened = espnet_hra.Speech2Text.from_pretrained(str(stock), ctc_greedy=True)
+    for found in (state, opened.asr_model.state_dict()):
+        assert all(torch.equal(own[key].float(), found[key]) for key in own)
+
+
+def test_a_frontend_that_is_trained_is_the_models_own(an4, source, tmp_path):  # noqa: F811
+    changes = {"frontend_conf": {"whisper_model": "tiny", "freeze_weights": False}}
+    exp = train_backbone(an4, tmp_path, **changes, max_epoch=1)
+    state = load(exp / "1epoch.pth")
+    config = yaml.safe_load((exp / "config.yaml").read_text())
+    public = whisper_frontend.weights(config)
+    trained = [k for k in public if not torch.equal(state[k].float(), public[k])]
+    assert any(key.startswith(f"{KEYS}encoder.blocks.") for key in trained)
 
 
 @pytest.mark.parametrize("whole", ["true", "false"])

@@ -216,9 +216,7 @@ class Adapting(AbsTask):
             args.encoder_conf["tasks"] = [record.config() for record in records]
             classifying.check(cls.kind.name, records)
         if not adapted:
-            model = cls._build_task_aware(args)
-            whisper_frontend.load(vars(args), model)
-            return model
+            return cls._build_task_aware(args)
         needs_base = not getattr(args, "collect_stats", False)
         source = starting.base_source(args) if needs_base else ""
         # The base is built, loaded and verified with the tokens that it has.
@@ -311,6 +309,8 @@ class Adapting(AbsTask):
         """
         model.autocast_dtype = autocast_dtype(args.autocast, args.ngpu > 0)
         whisper_training.quicken(model, on_cpu=args.ngpu == 0)
+        if not isinstance(model.encoder, AdaptedEncoder):
+            whisper_frontend.load(vars(args), model)
         earlier = None
         if args.resume and not args.collect_stats:
             # ESPnet would write its configuration over that of the earlier training,

@@ -107,10 +107,12 @@ def without_public(config: Mapping[str, Any], state: State) -> State:
 
 
 def load(config: Mapping[str, Any], model: torch.nn.Module) -> None:
-    """Give a model that was just built its frontend's weights, and freeze them.
+    """Give a model that is to be trained its frontend's weights, and freeze them.
 
     Args:
-        config: Its configuration; nothing is done for other frontends.
+        config: Its configuration; nothing is done for other frontends. With
+            ``frontend_conf: freeze_weights: false`` they are trained, and are then
+            the model's own.
         model: ESPnet's model.
 
     Raises:
@@ -119,6 +121,8 @@ def load(config: Mapping[str, Any], model: torch.nn.Module) -> None:
     if not is_used(config):
         return
     model.load_state_dict(weights(config), strict=False)
+    if not (config.get("frontend_conf") or {}).get("freeze_weights", True):
+        return
     for name, parameter in model.named_parameters():
         if name.startswith(KEYS):
             parameter.requires_grad_(False)
