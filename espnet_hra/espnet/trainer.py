@@ -12,10 +12,11 @@ left out (:mod:`espnet_hra.espnet.whisper_frontend`).
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class AdapterTrainer(espnet_trainer.Trainer):
                     )
                 )
             elif whisper_frontend.is_frozen(model):
-                stack.enter_context(whisper_frontend.left_out(model))
+                stack.enter_context(_saving(model, whisper_frontend.is_own))
             if options.resume:
                 repair(Path(options.output_dir), options.best_model_criterion)
             super().run(model=model, **kwargs)
@@ -113,7 +114,14 @@ def adapter_only_state(model: torch.nn.Module) -> Iterator[None]:
     ``load_state_dict`` stays strict about the adapter and does not miss the base,
     which was loaded and verified when the model was built.
     """
-    hooks = keep_adapter_only(model)
+    with _saving(model, _is_adapters):
+        yield
+
+
+@contextlib.contextmanager
+def _saving(model: torch.nn.Module, wanted: Callable[[str], bool]) -> Iterator[None]:
+    """Within this block ``model.state_dict()`` holds what is wanted, by its name."""
+    hooks = _keep(model, wanted)
     try:
         yield
     finally:
@@ -127,23 +135,37 @@ def keep_adapter_only(model: torch.nn.Module) -> list[RemovableHandle]:
     Returns:
         What ends it.
     """
+    return _keep(model, _is_adapters)
+
+
+def _keep(
+    model: torch.nn.Module, wanted: Callable[[str], bool]
+) -> list[RemovableHandle]:
+    # Functions of the module, so that a model that has them can be pickled.
     return [
-        model.register_state_dict_post_hook(_trim),
-        model.register_load_state_dict_post_hook(_forgive),
+        model.register_state_dict_post_hook(functools.partial(_trim, wanted)),
+        model.register_load_state_dict_post_hook(functools.partial(_forgive, wanted)),
     ]
 
 
-# Functions of the module, so that a model that has them can be pickled.
-def _trim(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for key in [k for k in state if not k.startswith(prefix + ADAPTER_PREFIX)]:
-        if key.startswith(prefix):
+def _is_adapters(key: str) -> bool:
+    return key.startswith(ADAPTER_PREFIX)
+
+
+def _trim(
+    wanted: Callable[[str], bool],
+    module: Any,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+) -> None:
+    for key in list(state):
+        if key.startswith(prefix) and not wanted(key.removeprefix(prefix)):
             del state[key]
 
 
-def _forgive(module: Any, incompatible: Any) -> None:
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if key.startswith(ADAPTER_PREFIX)
-    ]
+def _forgive(wanted: Callable[[str], bool], module: Any, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = filter(wanted, incompatible.missing_keys)
 
 
 def average_nbest_adapters(

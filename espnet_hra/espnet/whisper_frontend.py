@@ -7,9 +7,8 @@ them out: the configuration says by name which they are. A checkpoint that holds
 of ESPnet's own training, keeps its own.
 """
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,32 +77,27 @@ def complete(config: Mapping[str, Any], state: State) -> State:
     Raises:
         BaseModelError: As of :func:`weights`.
     """
-    if not is_used(config) or any(key.startswith(KEYS) for key in state):
-        return state
-    return {**weights(config), **state}
+    return {**weights(config), **state} if is_left_out(config, state) else state
+
+
+def is_left_out(config: Mapping[str, Any], state: State) -> bool:
+    """Whether a checkpoint has left its frontend's weights to their name.
+
+    Args:
+        config: The configuration of its model.
+        state: Its tensors.
+    """
+    return is_used(config) and not any(key.startswith(KEYS) for key in state)
 
 
 def without(state: State) -> State:
     """Tensors of a model without its frontend's weights."""
-    return {key: tensor for key, tensor in state.items() if not key.startswith(KEYS)}
+    return {key: tensor for key, tensor in state.items() if is_own(key)}
 
 
-def without_public(config: Mapping[str, Any], state: State) -> State:
-    """A model's tensors without those that everyone can have by name.
-
-    Args:
-        config: Its configuration; nothing is left out of other models.
-        state: The tensors. Where the frontend was trained, its own stay.
-
-    Raises:
-        BaseModelError: As of :func:`weights`.
-    """
-    if not is_used(config):
-        return state
-    public = weights(config)
-    if not all(torch.equal(state[key], public[key]) for key in public):
-        return state
-    return without(state)
+def is_own(key: str) -> bool:
+    """Whether a model's tensor is none of its frontend's weights, by its name."""
+    return not key.startswith(KEYS)
 
 
 def load(config: Mapping[str, Any], model: torch.nn.Module) -> None:
@@ -177,28 +171,3 @@ def is_frozen(model: torch.nn.Module) -> bool:
     if whisper is None:
         return False
     return not any(parameter.requires_grad for parameter in whisper.parameters())
-
-
-@contextlib.contextmanager
-def left_out(model: torch.nn.Module) -> Iterator[None]:
-    """Within this block ``model.state_dict()`` is without the frontend's weights."""
-    hooks = [
-        model.register_state_dict_post_hook(_trim),
-        model.register_load_state_dict_post_hook(_forgive),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _trim(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix + KEYS)]:
-        del state[key]
-
-
-def _forgive(module: Any, incompatible: Any) -> None:
-    incompatible.missing_keys[:] = [
-        key for key in incompatible.missing_keys if not key.startswith(KEYS)
-    ]

@@ -35,6 +35,7 @@ from espnet2 import __version__ as espnet_version
 
 from espnet_hra.errors import BaseModelError
 from espnet_hra.espnet import whisper_frontend
+from espnet_hra.espnet.base import open_base
 from espnet_hra.espnet.building import build
 from espnet_hra.espnet.kinds import KINDS, Kind, espnet_task_of
 from espnet_hra.espnet.model import ADAPTER_PREFIX
@@ -48,6 +49,7 @@ from espnet_hra.espnet.models import (
 )
 from espnet_hra.espnet.paths import named_files
 from espnet_hra.files import atomic
+from espnet_hra.files.checkpoint import read_state
 from espnet_hra.files.config import write_yaml
 from espnet_hra.names import ENCODER_HINT
 from espnet_hra.packs.card import About, base_card, own_rows, scores_of, task_card
@@ -147,8 +149,11 @@ def base_pack(
     encoder, choice = built.encoder, choose(trained, whole, half)
     config = found.read_config(pretrained_model)
     weights = built.state_dict()
-    if not whole:
-        weights = whisper_frontend.without_public(config, weights)
+    if not whole and whisper_frontend.is_used(config):
+        # As its base has it: with the weights that it hears with, or by their name.
+        held = read_state(open_base(trained.pretrained_model).model_file)
+        if whisper_frontend.is_left_out(config, held):
+            weights = whisper_frontend.without(weights)
     base = sum(
         tensor.numel() * (2 if half else tensor.element_size())
         for key, tensor in weights.items()
